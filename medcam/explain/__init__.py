@@ -1,0 +1,206 @@
+"""The engine: what in its input moved a network's score. Tensors and models only; it knows no file and no millimetre.
+
+`EXPLAINERS` is the table of methods. Each takes a network, its input, the name of a layer and a target, and gives a `Relevance` that still
+lies on the layer's own cells.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from medcam.errors import UsageError
+from medcam.explain import cams
+from medcam.explain.capture import capture, gradient
+from medcam.explain.footprint import even_spread, footprints
+from medcam.explain.layers import default_layer, feature_layers
+from medcam.explain.targets import (
+    Target,
+    check_classes,
+    class_score,
+    output_tensor,
+    predicted,
+    predicted_region,
+    probabilities,
+)
+
+CamRule = Callable[[Float[Tensor, "b c *t"], Float[Tensor, "b c *t"]], Float[Tensor, "b *t"]]
+
+# A rule of (activation, gradient) is one pure function and one row here.
+EXPLAINERS: dict[str, CamRule] = {"grad-cam": cams.grad_cam}
+
+# A mean gradient this much smaller than the mean absolute gradient is rounding noise of float32, not a weight.
+_CANCELLED = 1e-5
+_FEW_CELLS = 4
+
+
+@dataclass(frozen=True, eq=False)
+class Relevance:
+    """An explainer's answer, on the cells of the layer it looked at.
+
+    Parameters
+    ----------
+    values
+        Raw and signed: positive speaks for the target. Its scale is the method's own.
+    stride, offset
+        Cell c is centred on input index `offset + stride * c`.
+    input_shape
+        The spatial shape of the network's input.
+    layer, method
+        What was looked at, and how.
+    classes
+        The output channel explained for each sample; () for a target of your own.
+    scores
+        The target's score of each sample.
+    probabilities
+        Of the explained class, where the output is a classification, else None.
+    notes
+        What must be known about each sample's map, in sentences.
+    """
+
+    values: Float[Tensor, "b *t"]
+    stride: tuple[float, ...]
+    offset: tuple[float, ...]
+    input_shape: tuple[int, ...]
+    layer: str
+    method: str
+    classes: tuple[int, ...]
+    scores: Float[Tensor, " b"]
+    probabilities: Float[Tensor, " b"] | None
+    notes: tuple[tuple[str, ...], ...]
+
+    def on_input(self) -> Float[Tensor, "b *s"]:
+        """Return the map at the input's size, linearly interpolated between cell centres and constant beyond the outermost."""
+        result = self.values
+        for axis, n in enumerate(self.input_shape):
+            cells = self.values.shape[axis + 1]
+            index = torch.arange(n, dtype=result.dtype, device=result.device)
+            place = ((index - self.offset[axis]) / self.stride[axis]).clamp(0, cells - 1)
+            # The weight of each cell falls linearly to zero at its neighbour's centre.
+            centres = torch.arange(cells, dtype=result.dtype, device=result.device)
+            weights = (1 - (place[:, None] - centres).abs()).clamp(min=0)
+            result = (result.movedim(axis + 1, -1) @ weights.T).movedim(-1, axis + 1)
+        return result
+
+
+def relevance(
+    model: nn.Module,
+    inputs: Float[Tensor, "b c *s"],
+    *,
+    layer: str | None = None,
+    target: int | Sequence[int] | Target | None = None,
+    method: str = "grad-cam",
+    score: str = "logit",
+) -> Relevance:
+    """Explain a network's score for each sample of a batch, as if it were alone.
+
+    The network is left exactly as it is, in the mode it is in: hooks, weights, gradients, buffers, also after an error.
+
+    Parameters
+    ----------
+    inputs
+        What the network takes, 2D (`b c i j`) or 3D (`b c i j k`).
+    layer
+        The name of a module that gives a feature map; the last one before the head by default (`feature_layers`).
+    target
+        A class for all samples, one for each, or a function from the network's output to one score a sample. By default each sample's
+        predicted class, which the notes name.
+    score
+        'logit' or 'probability'.
+
+    Raises
+    ------
+    UsageError
+        If the method, the layer, or a class does not exist, or the score does not depend on the layer.
+    ModelError
+        If the network does not accept the input.
+    """
+    if method not in EXPLAINERS:
+        raise UsageError(f"there is no method '{method}'; medcam has {', '.join(sorted(EXPLAINERS))}")
+    if score not in ("logit", "probability"):
+        raise UsageError(f"a score is 'logit' or 'probability', not '{score}'")
+    if layer is None:
+        layer = default_layer(feature_layers(model, inputs)).name
+    captured = capture(model, inputs, layer)
+    logits, place = output_tensor(captured.output)
+    common = [] if not place else [f"The network has several outputs; the one explained is output{place}."]
+    if captured.calls > 1:
+        common.append(f"Layer '{layer}' runs {captured.calls} times in one pass; its last call is explained.")
+    if model.training:
+        common.append("The network is in training mode, so dropout and batch statistics act; model.eval() turns them off.")
+    classes: tuple[int, ...] = ()
+    if callable(target):
+        own = target
+    else:
+        classes = _classes(target, logits)
+        own = class_score(classes, probability=score == "probability")
+    with torch.enable_grad():
+        scores = own(captured.output)
+    if scores.shape != (inputs.shape[0],):
+        raise UsageError(f"a target gives one score for each of {inputs.shape[0]} samples, not shape {tuple(scores.shape)}")
+    slope = gradient(captured, scores).float()
+    activation = captured.activation.detach().float()
+    values = EXPLAINERS[method](activation, slope)
+    size, cells = tuple(inputs.shape[2:]), tuple(activation.shape[2:])
+    where = footprints(model, inputs[:1], [layer]).get(layer) or even_spread(size, cells)
+    if not where.measured:
+        common.append("Where this layer's cells lie could not be measured; they are assumed to be spread evenly over the input.")
+    if min(cells) < _FEW_CELLS:
+        common.append(f"Layer '{layer}' has only {' x '.join(map(str, cells))} cells; the map cannot be finer than that.")
+    notes = _notes(values, slope, logits.detach(), target, classes)
+    return Relevance(
+        values, where.stride, where.offset, size, layer, method, classes, scores.detach(),
+        _probability(logits.detach(), classes), tuple((*common, *own_notes) for own_notes in notes),
+    )  # fmt: skip
+
+
+def _classes(target: int | Sequence[int] | None, logits: Tensor) -> tuple[int, ...]:
+    if target is None:
+        return tuple(predicted(logits))
+    classes = (target,) * logits.shape[0] if isinstance(target, int) else tuple(int(c) for c in target)
+    check_classes(classes, logits)
+    return classes
+
+
+def _probability(logits: Tensor, classes: tuple[int, ...]) -> Tensor | None:
+    if not classes or logits.ndim != 2:
+        return None
+    return probabilities(logits.float())[torch.arange(len(classes)), list(classes)]
+
+
+def _notes(
+    values: Tensor, slope: Tensor, logits: Tensor, target: object, classes: tuple[int, ...]
+) -> list[list[str]]:
+    """Return for each sample what its reader must know: a doubtful map is explained, never handed out in silence."""
+    regions = predicted_region(logits, classes).flatten(1).any(1) if classes and logits.ndim > 2 else None
+    every = []
+    for n in range(values.shape[0]):
+        notes = []
+        if target is None:
+            notes.append(f"No target was given; the predicted class, {classes[n]}, is explained.")
+        if regions is not None and not regions[n]:
+            notes.append(f"The network predicts class {classes[n]} nowhere; its score is summed over the whole output.")
+        notes.extend(_doubts(values[n], slope[n]))
+        every.append(notes)
+    return every
+
+
+def _doubts(values: Tensor, slope: Tensor) -> list[str]:
+    if not torch.isfinite(values).all():
+        return ["The map holds values that are not finite: the network's features or gradients overflow. Do not use it."]
+    mean_size = slope.abs().mean()
+    if mean_size == 0:
+        return ["The score's gradient at this layer is zero everywhere (a saturated or dead output); the map is blank."]
+    weights = slope.flatten(1).mean(1)
+    if slope[0].numel() > 1 and weights.abs().max() / mean_size < _CANCELLED:
+        return [
+            "The gradient's mean over each channel cancels to rounding noise, as it must in front of an instance norm; this map is "
+            "noise. Choose a layer behind the normalisation."
+        ]
+    if not (values > 0).any():
+        return ["Nothing in the image speaks for the target at this layer: the map has no positive value."]
+    return []

@@ -1,0 +1,68 @@
+"""X-rays saved as pictures: PNG, JPEG, TIFF. They say nothing of the patient's orientation or of the size of a pixel."""
+
+from __future__ import annotations
+
+import hashlib
+import warnings
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from medcam.errors import InputError
+from medcam.geometry import Grid
+from medcam.volume import Source, Volume
+
+SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff")
+# Where a film lies if nothing says so: columns to the patient's left, rows to the feet, as a postero-anterior chest film hangs.
+FILM_AXES = np.array([[-1.0, 0, 0], [0, 0, -1], [0, -1, 0]])
+
+
+def read_picture(path: Path) -> Volume:
+    """Read a grey picture as a volume of one slice: i along a row of pixels, j down the rows.
+
+    Raises
+    ------
+    InputError
+        If the file is damaged, holds real colours, or holds several pages.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            with Image.open(path) as image:
+                pages = getattr(image, "n_frames", 1)
+                turned = image.getexif().get(0x0112, 1) != 1
+                pixels = _grey(ImageOps.exif_transpose(image), path.name)
+    except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
+        raise InputError(f"{path.name} claims more pixels than a radiograph has; medcam does not unpack it") from error
+    except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
+        raise InputError(f"{path.name} is not a readable picture, or is cut short: {error}") from error
+    if pages > 1:
+        raise InputError(f"{path.name} holds {pages} pages; medcam reads pictures of one page")
+    notes = ["A picture names neither orientation nor pixel size: no letters are shown and lengths are in pixels."]
+    if turned:
+        notes.append("The picture asked to be turned (EXIF), and was.")
+    affine = np.eye(4)
+    affine[:3, :3] = FILM_AXES
+    voxels = pixels.T[:, :, None]
+    source = Source(
+        "picture", hashlib.sha256(path.read_bytes()).hexdigest(), path.stem, oriented=False, spaced=False, notes=tuple(notes)
+    )
+    return Volume(voxels, Grid((voxels.shape[0], voxels.shape[1], 1), affine), "a.u.", source)
+
+
+def _grey(image: Image.Image, name: str) -> np.ndarray:
+    if image.mode in ("P", "PA", "CMYK", "YCbCr", "LAB", "HSV"):
+        image = image.convert("RGB")
+    pixels = np.asarray(image)
+    if pixels.dtype == bool:
+        pixels = pixels.astype(np.uint8)
+    if image.mode in ("LA", "La"):
+        pixels = pixels[..., 0]
+    if pixels.ndim == 3:
+        colours = pixels[..., :3].astype(np.int32)
+        # JPEG rounds the channels of a grey picture a little apart.
+        if np.abs(colours - colours.mean(-1, keepdims=True)).max() > 4:
+            raise InputError(f"{name} is in colour; medcam reads grey radiographs")
+        pixels = pixels[..., 1]
+    return pixels

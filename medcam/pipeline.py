@@ -1,0 +1,169 @@
+"""The one place where rooms meet: volumes and a model in, a placed and recorded heatmap out."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Callable, Sequence
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+import torch
+from torch import nn
+
+import medcam
+from medcam.errors import UsageError
+from medcam.explain import Relevance, relevance
+from medcam.explain.targets import Target
+from medcam.geometry import resample
+from medcam.models import Model, load_model, wrap_module
+from medcam.prepare import Prepared, prepare
+from medcam.recipe import Recipe
+from medcam.volume import Heatmap, Volume
+
+
+def explain(
+    volume: Volume | Sequence[Volume],
+    model: Model | nn.Module | str,
+    *,
+    layer: str | None = None,
+    target: int | str | Target | None = None,
+    method: str = "grad-cam",
+    score: str = "logit",
+    preprocessing: Callable[[Any], Any] | None = None,
+    device: str = "cpu",
+) -> Heatmap:
+    """Explain a network's score of one case, and place the answer on the grid of its (first) image.
+
+    Parameters
+    ----------
+    volume
+        What `medcam.read` gave: one image, or one for each channel of the network, the first being the reference.
+    model
+        A network in memory, what `load_model` gave, or a path or name that it takes.
+    layer
+        The name of a module that gives a feature map; by default the last one before the head.
+    target
+        A class by index or name, or a function from the network's output to one score a sample. By default the predicted class, which the
+        notes name.
+    score
+        'logit' or 'probability'.
+    preprocessing
+        A chain of MONAI transforms (dictionary or array) to use instead of the model's own.
+
+    Raises
+    ------
+    UsageError
+        If the target, layer or method does not exist, or the images do not fit the network.
+    GeometryError
+        If the preprocessing loses where voxels lie, or the images lie in different frames of reference.
+    ModelError
+        If the model cannot be loaded or does not accept the prepared image.
+    """
+    loaded = _loaded(model, device)
+    volumes = (volume,) if isinstance(volume, Volume) else tuple(volume)
+    if not volumes:
+        raise UsageError("no image was given")
+    if not loaded.layers_open:
+        raise UsageError(
+            f"{method} needs the activation of a layer, which a TorchScript file does not give; methods that look at the input alone can "
+            "serve it. Save the network with torch.export (.pt2), or as a state dict with its factory, instead"
+        )
+    chain = loaded.preprocessing if preprocessing is None else preprocessing
+    dims = loaded.spatial_dims or (3 if volumes[0].grid.shape[2] > 1 else 2)
+    ready = prepare(volumes, chain, spatial_dims=dims)
+    _check_channels(loaded, ready, len(volumes))
+    wanted = _class_index(target, loaded.class_names) if isinstance(target, str) else target
+    inputs = ready.tensor.unsqueeze(0).to(device)
+    found = relevance(loaded.network, inputs, layer=layer, target=wanted, method=method, score=score)
+    notes = [*volumes[0].source.notes, *loaded.notes, *ready.notes]
+    if chain is None:
+        notes.append("No preprocessing was given, so the network saw the image's values as they are stored.")
+    notes.extend(_with_names(found.notes[0], found.classes, loaded.class_names))
+    return _place(found, ready, volumes, loaded, score, tuple(dict.fromkeys(notes)))
+
+
+def _loaded(model: Model | nn.Module | str, device: str) -> Model:
+    if isinstance(model, Model):
+        return model
+    return wrap_module(model) if isinstance(model, nn.Module) else load_model(model, device=device)
+
+
+def _check_channels(model: Model, ready: Prepared, given: int) -> None:
+    channels = ready.tensor.shape[0]
+    if model.input_channels is not None and channels != model.input_channels:
+        raise UsageError(
+            f"the network takes {model.input_channels} channels and the prepared image has {channels} (from {given} "
+            f"image{'s' if given > 1 else ''}); give one image for each channel, in the order the network was trained with"
+        )
+
+
+def _class_index(target: str, names: Sequence[str]) -> int:
+    """Return the class of that name or number."""
+    lowered = [name.lower() for name in names]
+    if target.lower() in lowered:
+        return lowered.index(target.lower())
+    if target.lstrip("-").isdigit():
+        return int(target)
+    known = f"its classes are {', '.join(names)}" if names else "it does not name its classes, so give a number"
+    raise UsageError(f"the network has no class '{target}'; {known}")
+
+
+def _class_label(index: int, names: Sequence[str]) -> str:
+    return f"{names[index]} (class {index})" if index < len(names) else f"class {index}"
+
+
+def _with_names(notes: Sequence[str], classes: Sequence[int], names: Sequence[str]) -> list[str]:
+    """Replace bare class numbers in the engine's notes, which knows no names."""
+    if not classes or classes[0] >= len(names):
+        return list(notes)
+    c = classes[0]
+    return [
+        note.replace(f"predicted class, {c},", f"predicted class, {_class_label(c, names)},").replace(
+            f"predicts class {c} ", f"predicts {_class_label(c, names)} "
+        )
+        for note in notes
+    ]
+
+
+def _place(
+    found: Relevance, ready: Prepared, volumes: Sequence[Volume], model: Model, score: str, notes: tuple[str, ...]
+) -> Heatmap:
+    """Put the map on the source's grid by one interpolation, from feature cells to voxels."""
+    values = found.values[0].cpu().numpy()
+    flat = (1,) * (3 - values.ndim)
+    cells = ready.grid.coarsened(
+        (*values.shape, *flat), (*found.stride, *map(float, flat)), (*found.offset, *(0.0 for _ in flat))
+    )
+    grid = volumes[0].grid
+    placed = resample(values.reshape(cells.shape), cells, grid, within=ready.grid)
+    target = _class_label(found.classes[0], model.class_names) if found.classes else "a target of the caller's own"
+    recipe = Recipe(
+        model=model.name,
+        model_sha256=model.sha256,
+        method=found.method,
+        layer=found.layer,
+        target=target,
+        score=score,
+        preprocessing=ready.steps,
+        inputs=tuple(v.source.sha256 for v in volumes),
+        input_shape=found.input_shape,
+        feature_shape=tuple(values.shape),
+        stride=found.stride,
+        offset=found.offset,
+        device=found.values.device.type,
+        dtype=str(found.values.dtype).removeprefix("torch."),
+        versions=versions(),
+    )
+    probability = None if found.probabilities is None else float(found.probabilities[0])
+    return Heatmap(placed, grid, volumes[0].source, recipe, target, float(found.scores[0]), probability, notes)
+
+
+def versions() -> dict[str, str]:
+    """Return the versions of medcam and of what its numbers depend on."""
+    found = {"medcam": medcam.__version__, "python": platform.python_version(), "torch": str(torch.__version__)}
+    for name in ("monai", "numpy", "scipy"):
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:  # found on the path without its metadata
+            found[name] = "unknown"
+    return found

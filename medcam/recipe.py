@@ -1,0 +1,77 @@
+"""Recipe: every choice of one run, enough to make the same heatmap again."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any, cast
+
+from medcam.errors import InputError
+
+VERSION = 1
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Every choice of one run. Frozen, without patient identity or machine paths, and JSON in and out.
+
+    Parameters
+    ----------
+    model, model_sha256
+        The name of the network and the digest of the bytes it was loaded from ('' for a module given in memory).
+    method, layer, target, score
+        What was computed: 'grad-cam', 'features', 'lesion (class 0)', and 'logit' or 'probability'.
+    preprocessing
+        The transforms that stood between the image and the network, one a line.
+    inputs
+        Digest of each source, in the order of the network's channels.
+    input_shape, feature_shape, stride, offset
+        What the network saw and where its feature cells lie in it: cell c is centred on input index `offset + stride * c`.
+    device, dtype
+        Where and in which precision it ran.
+    versions
+        Of medcam and of the libraries that the numbers depend on.
+    """
+
+    model: str
+    model_sha256: str
+    method: str
+    layer: str
+    target: str
+    score: str = "logit"
+    preprocessing: tuple[str, ...] = ()
+    inputs: tuple[str, ...] = ()
+    input_shape: tuple[int, ...] = ()
+    feature_shape: tuple[int, ...] = ()
+    stride: tuple[float, ...] = ()
+    offset: tuple[float, ...] = ()
+    device: str = "cpu"
+    dtype: str = "float32"
+    versions: Mapping[str, str] = field(default_factory=dict, hash=False)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the recipe as plain JSON values, with the version of its schema."""
+        return {"recipe_version": VERSION, **json.loads(json.dumps(asdict(self)))}
+
+    @staticmethod
+    def from_json(values: Mapping[str, Any]) -> Recipe:
+        """Return the recipe that `to_json` wrote.
+
+        Raises
+        ------
+        InputError
+            If the values are of another schema version, or a name is missing or unknown.
+        """
+        given = dict(values)
+        version = given.pop("recipe_version", None)
+        if version != VERSION:
+            raise InputError(f"this recipe has version {version}; this medcam reads version {VERSION}")
+        known = {f.name for f in fields(Recipe)}
+        if unknown := sorted(set(given) - known):
+            raise InputError(f"a recipe has no entry named {', '.join(unknown)}")
+        try:
+            values = {name: tuple(v) if isinstance(v, list) else v for name, v in given.items()}
+            return Recipe(**cast(Any, values))
+        except TypeError as error:
+            raise InputError(f"this recipe is not complete: {error}") from error

@@ -1,0 +1,1 @@
+"""The judge: numbers from a heatmap and a lesion mask."""
