@@ -138,7 +138,7 @@ def relevance(
     else:
         classes = _classes(target, logits)
         own = class_score(classes, probability=score == "probability")
-    with torch.enable_grad():
+    with torch.inference_mode(False), torch.enable_grad():
         scores = own(captured.output)
     if scores.shape != (inputs.shape[0],):
         raise UsageError(f"a target gives one score for each of {inputs.shape[0]} samples, not shape {tuple(scores.shape)}")

@@ -82,7 +82,8 @@ def gradient(captured: Captured, scores: Float[Tensor, " b"], *, keep_graph: boo
     """
     found = None
     if scores.requires_grad:
-        (found,) = torch.autograd.grad(scores.sum(), captured.activation, retain_graph=keep_graph, allow_unused=True)
+        with torch.inference_mode(False), torch.enable_grad():
+            (found,) = torch.autograd.grad(scores.sum(), captured.activation, retain_graph=keep_graph, allow_unused=True)
     if found is None:
         raise UsageError(
             "the score does not depend on this layer (it lies behind the score, or on a branch that does not lead to it, "

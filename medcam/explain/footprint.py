@@ -37,7 +37,7 @@ class Footprint:
 def footprints(network: nn.Module, inputs: Tensor, layers: Iterable[str]) -> dict[str, Footprint]:
     """Return where the cells of each named layer lie in `inputs` (`b c *s`; only its shape counts).
 
-    A layer that does not run, or has no spatial axes, is left out. The cost is that of the network's element-wise work.
+    A layer that does not run, has no spatial axes, or that positions do not reach is left out. The cost is that of the network's element-wise work.
     """
     size = tuple(inputs.shape[2:])
     found: dict[str, Tensor] = {}
@@ -58,8 +58,8 @@ def footprints(network: nn.Module, inputs: Tensor, layers: Iterable[str]) -> dic
         try:
             with _Positions(neutral, inputs.ndim - 2):
                 copied(_coordinates(inputs))
-        except Exception:  # an operation that positions cannot pass: the layers behind it fall back to an even spread
-            pass
+        except (RuntimeError, ValueError, TypeError, IndexError, AttributeError, NotImplementedError):
+            pass  # an operation that positions cannot pass: the layers behind it are left out
         finally:
             for handle in handles:
                 handle.remove()
@@ -182,7 +182,7 @@ class _Positions(TorchDispatchMode):
                 result = _sample(result, axis + 2, count, 1 / s, (p - middle) / s)
             else:
                 count = (n + 2 * p - d * (k - 1) - 1) // s + 1
-                result = _sample(result, axis + 2, count, s, middle - p)
+                result = _sample(result, axis + 2, count, float(s), middle - p)
         channels = weight.shape[1] * groups if transposed else weight.shape[0]
         if not transposed and max(stride) > 1:
             result = result * _COARSER
@@ -204,7 +204,7 @@ class _Positions(TorchDispatchMode):
                 s = _at(args[2], at) if len(args) > 2 and args[2] else k
                 p = _at(args[3], at) if len(args) > 3 else 0
                 d = _at(args[4], at) if "max" in name and len(args) > 4 else 1
-                result = _sample(result, axis, count, s, (k - 1) * d / 2 - p)
+                result = _sample(result, axis, count, float(s), (k - 1) * d / 2 - p)
         if shape[-self._dims :] != source.shape[-self._dims :]:
             result = result * _COARSER
         result = result.expand(-1, source.shape[1], *result.shape[2:])
@@ -226,7 +226,7 @@ class _Positions(TorchDispatchMode):
         result = source
         for at in range(len(pad) // 2):
             axis, (before, after) = source.ndim - 1 - at, pad[2 * at : 2 * at + 2]
-            result = _sample(result, axis, source.shape[axis] + before + after, 1, -before)
+            result = _sample(result, axis, source.shape[axis] + before + after, 1.0, float(-before))
         return result
 
     def _gate(self, source: Tensor) -> Tensor:
@@ -264,7 +264,7 @@ def _at(value: Any, axis: int) -> int:
 def _sample(values: Tensor, axis: int, count: int, step: float, start: float) -> Tensor:
     """Read `values` along an axis at `start + step * index`, linearly, and beyond its ends as the straight line goes on."""
     n = values.shape[axis]
-    if (count, step, start) == (n, 1, 0):
+    if (count, step, start) == (n, 1.0, 0.0):
         return values
     place = start + step * torch.arange(count, device=values.device, dtype=values.dtype)
     if n == 1:

@@ -1,0 +1,161 @@
+"""Grids and the one resampling between them."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from nibabel.orientations import aff2axcodes
+from scipy.ndimage import map_coordinates
+
+from conftest import blob, oblique_grid
+from medcam.errors import GeometryError
+from medcam.geometry import Grid, covers, resample
+
+finite = st.floats(-180, 180)
+
+
+@st.composite
+def grids(draw: st.DrawFn) -> Grid:
+    """Oblique, flipped, anisotropic and sheared grids, with one slice now and then."""
+    shape = (draw(st.integers(5, 12)), draw(st.integers(6, 13)), draw(st.sampled_from([1, 5, 9])))
+    a, b, c = (np.deg2rad(draw(finite)) for _ in range(3))
+    rotation = (
+        np.array([[np.cos(a), -np.sin(a), 0], [np.sin(a), np.cos(a), 0], [0, 0, 1]])
+        @ np.array([[np.cos(b), 0, np.sin(b)], [0, 1, 0], [-np.sin(b), 0, np.cos(b)]])
+        @ np.array([[1, 0, 0], [0, np.cos(c), -np.sin(c)], [0, np.sin(c), np.cos(c)]])
+    )
+    shear = np.eye(3)
+    shear[1, 2] = np.tan(np.deg2rad(draw(st.sampled_from([0.0, 0.0, 18.5]))))
+    spacing = np.diag([draw(st.floats(0.3, 5)) * draw(st.sampled_from([1, -1])) for _ in range(3)])
+    affine = np.eye(4)
+    affine[:3, :3] = rotation @ shear @ spacing
+    affine[:3, 3] = [draw(st.floats(-200, 200)) for _ in range(3)]
+    return Grid(shape, affine)
+
+
+@given(grids(), st.tuples(*[st.floats(-3, 15)] * 3))
+def test_world_and_index_are_inverse(grid: Grid, index: tuple[float, float, float]) -> None:
+    np.testing.assert_allclose(grid.index(grid.world_mm(np.array(index))), index, atol=1e-6)
+
+
+@given(grids())
+def test_axis_codes_are_those_of_nibabel(grid: Grid) -> None:
+    assert grid.axis_codes == aff2axcodes(grid.affine)
+
+
+@given(grids())
+def test_a_grid_resampled_onto_itself_is_unchanged(grid: Grid) -> None:
+    values = np.random.default_rng(0).normal(size=grid.shape).astype(np.float32)
+    np.testing.assert_allclose(resample(values, grid, grid), values, atol=1e-4)
+
+
+@settings(max_examples=40, deadline=None)
+@given(grids(), grids())
+def test_resampling_agrees_with_interpolation_at_world_positions(source: Grid, other: Grid) -> None:
+    onto = Grid(other.shape, np.vstack([np.c_[other.affine[:3, :3], source.world_mm(np.array(source.shape) / 2)], [0, 0, 0, 1]]))
+    values = np.random.default_rng(1).normal(size=source.shape).astype(np.float32)
+    index = np.stack(np.meshgrid(*[np.arange(n) for n in onto.shape], indexing="ij"), -1)
+    where = source.index(onto.world_mm(index))
+    expected = map_coordinates(values.astype(np.float64), np.moveaxis(where, -1, 0), order=1, mode="nearest")
+    inside = ((where >= -0.5) & (where <= np.array(source.shape) - 0.5)).all(-1)
+    edge = (np.abs(where + 0.5) < 0.01).any(-1) | (np.abs(where - np.array(source.shape) + 0.5) < 0.01).any(-1)
+    found = resample(values, source, onto)
+    np.testing.assert_allclose(found[inside & ~edge], expected[inside & ~edge], atol=5e-3)
+    assert np.isnan(found[~inside & ~edge]).all()
+
+
+@pytest.mark.parametrize("onto_spacing", [(0.7, 1.1, 1.6), (2.0, 2.0, 3.0)])
+def test_the_peak_stays_within_half_a_voxel_in_mm(onto_spacing: tuple[float, float, float]) -> None:
+    source = oblique_grid()
+    centre = source.world_mm(np.array([12.0, 22.0, 9.0]))
+    onto = Grid((60, 50, 40), np.diag([*onto_spacing, 1.0]) + np.pad((centre - 20)[:, None], ((0, 1), (3, 0))))
+    found = resample(blob(source, centre), source, onto)
+    peak = np.array(np.unravel_index(np.nanargmax(found), found.shape))
+    assert (np.abs(onto.index(centre) - peak) <= 0.5 + 1e-6).all()
+
+
+def test_cells_hold_their_value_to_the_edge_of_what_they_speak_for() -> None:
+    image = Grid((16, 12, 8), np.eye(4))
+    cells = image.coarsened((4, 3, 2), (4.0, 4.0, 4.0), (0.0, 0.0, 0.0))
+    values = np.arange(24, dtype=np.float32).reshape(4, 3, 2)
+    found = resample(values, cells, image, within=image)
+    assert not np.isnan(found).any()
+    assert found[15, 11, 7] == values[3, 2, 1]
+    assert np.isnan(resample(values, cells, image)[15, 11, 7])
+
+
+def test_what_was_not_looked_at_stays_not_looked_at() -> None:
+    grid = Grid((4, 5, 6), np.eye(4))
+    values = np.ones(grid.shape, np.float32)
+    values[1, 2, 3] = np.nan
+    shifted = Grid(grid.shape, np.diag([1.0, 1, 1, 1]) + np.pad([[0.5], [0], [0]], ((0, 1), (3, 0))))
+    found = resample(values, grid, shifted)
+    assert np.isnan(found[0, 2, 3])
+    assert np.isnan(found[1, 2, 3])
+    assert np.isfinite(found[2, 2, 3])
+    assert np.isnan(found).sum() == 2
+
+
+def test_labels_take_the_nearest_voxel() -> None:
+    grid = Grid((4, 4, 4), np.eye(4))
+    labels = np.arange(64, dtype=np.float32).reshape(4, 4, 4)
+    fine = Grid((8, 4, 4), np.diag([0.5, 1, 1, 1.0]) + np.pad([[-0.25], [0], [0]], ((0, 1), (3, 0))))
+    np.testing.assert_array_equal(resample(labels, grid, fine, nearest=True), labels.repeat(2, axis=0))
+
+
+def test_the_separable_and_the_general_way_agree() -> None:
+    source = oblique_grid((18, 70, 9))
+    turned = source.affine.copy()
+    turned[:3, :3] = source.affine[:3, :3] @ np.array([[0, 0.8, 0], [0, 0, -1.3], [1.1, 0, 0]])
+    turned[:3, 3] = source.world_mm(np.array([1.5, 60.2, 0.3]))
+    nudged = turned.copy()
+    nudged[:3, :3] = nudged[:3, :3] @ np.array([[1, 1e-3, 0], [0, 1, 0], [0, 0, 1]])
+    values = np.random.default_rng(2).normal(size=source.shape).astype(np.float32)
+    separable = resample(values, source, Grid((7, 20, 45), turned))
+    general = resample(values, source, Grid((7, 20, 45), nudged))
+    assert np.isfinite(separable).mean() > 0.5
+    both = np.isfinite(separable) & np.isfinite(general)
+    np.testing.assert_allclose(separable[both], general[both], atol=0.12)
+
+
+def test_different_frames_of_reference_are_refused() -> None:
+    one, two, unnamed = (oblique_grid(frame=frame) for frame in ("1.2.3", "1.2.4", None))
+    values = np.zeros(one.shape, np.float32)
+    with pytest.raises(GeometryError, match=r"1\.2\.3 and 1\.2\.4"):
+        resample(values, one, two)
+    assert resample(values, one, unnamed).shape == one.shape
+
+
+@pytest.mark.parametrize(
+    ("affine", "words"),
+    [
+        (np.diag([1.0, 1, 0, 1]), "folds space"),
+        (np.diag([1.0, 1, np.nan, 1]), "finite"),
+        (np.eye(4) + np.eye(4, k=-1), "last row"),
+    ],
+)
+def test_an_affine_that_is_none_is_refused(affine: np.ndarray, words: str) -> None:
+    with pytest.raises(GeometryError, match=words):
+        Grid((3, 4, 5), affine)
+
+
+def test_values_of_another_shape_are_refused() -> None:
+    with pytest.raises(GeometryError, match="cannot lie"):
+        resample(np.zeros((2, 3, 4), np.float32), oblique_grid(), oblique_grid())
+
+
+def test_a_voxel_is_covered_up_to_its_edge() -> None:
+    grid = Grid((2, 2, 2), np.diag([2.0, 2, 2, 1]))
+    fine = Grid((7, 1, 1), np.diag([0.5, 1, 1, 1.0]) + np.pad([[-1.25], [0], [0]], ((0, 1), (3, 0))))
+    assert covers(grid, fine)[:, 0, 0].tolist() == [False, True, True, True, True, True, True]
+
+
+def test_a_grid_is_a_frozen_value() -> None:
+    grid = oblique_grid()
+    assert grid == oblique_grid()
+    assert hash(grid) == hash(oblique_grid())
+    assert grid != oblique_grid(frame="1.2")
+    with pytest.raises(ValueError, match="read-only"):
+        grid.affine[0, 0] = 2
