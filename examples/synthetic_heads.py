@@ -171,7 +171,9 @@ def load_anatomy(resolution: int = 2) -> Anatomy:
     label[(from_cranium > 4) & (from_cranium < 6.5) & (z > -60)] = FAT  # the marrow; faded below
     label[from_brain < 3] = CSF
 
-    fractions = np.stack([ndimage.gaussian_filter((label == t).astype(np.float32), 0.8 / resolution) for t in range(len(TISSUES))])
+    fractions = np.stack(
+        [ndimage.gaussian_filter((label == t).astype(np.float32), 0.8 / resolution) for t in range(len(TISSUES))]
+    )
     marrow = ndimage.gaussian_filter(((from_cranium < 8.5) & (label == FAT)).astype(np.float32), 0.8 / resolution)
     fractions[FAT] -= 0.6 * marrow
     fractions[SKULL] += 0.6 * marrow
@@ -184,7 +186,9 @@ def load_anatomy(resolution: int = 2) -> Anatomy:
     fractions[GREY] += inside * shares[0]
     fractions[WHITE] += inside * shares[1]
     fractions[CSF] += inside * shares[2]
-    return Anatomy(torch.from_numpy(fractions), (float(origin[0]), float(origin[1]), float(origin[2])), float(resolution))
+    return Anatomy(
+        torch.from_numpy(fractions), (float(origin[0]), float(origin[1]), float(origin[2])), float(resolution)
+    )
 
 
 # --- drawing at random ------------------------------------------------------------------------------------------------------------------
@@ -214,14 +218,14 @@ def random_recipe(generator: Generator, with_lesion: bool) -> Recipe:
 
     if draw(0, 1) < 0.5:  # T1-like
         grey, white = draw(0.6, 0.85), 1.0
-        csf, fat, eye = draw(0.15, 0.4), draw(0.9, 1.7), draw(0.15, 0.4)
+        csf, fat, eye = draw(0.15, 0.4), draw(0.9, 1.6), draw(0.15, 0.4)
     else:  # FLAIR-like
         grey, white = draw(1.0, 1.3), 1.0
-        csf, fat, eye = draw(0.05, 0.35), draw(0.7, 1.7), draw(0.05, 0.35)
+        csf, fat, eye = draw(0.05, 0.35), draw(0.7, 1.6), draw(0.05, 0.35)
     return Recipe(
         intensities=(grey, white, csf, draw(0.05, 0.3), fat, draw(0.35, 0.75), eye),
         lesion_diameter=draw(6, 25) if with_lesion else 0.0,
-        lesion_contrast=draw(1.25, 1.8),
+        lesion_contrast=draw(1.3, 1.9),
         lesion_centre=None,
         spots=int(draw(4, 16)),
         turn=three(-12, 12),
@@ -313,7 +317,11 @@ def make_head(
 
 
 def random_head(
-    anatomy: Anatomy, generator: Generator, with_lesion: bool, shape: tuple[int, ...] = (96, 112, 96), spacing: float = 2.0
+    anatomy: Anatomy,
+    generator: Generator,
+    with_lesion: bool,
+    shape: tuple[int, ...] = (96, 112, 96),
+    spacing: float = 2.0,
 ) -> Head:
     """Draw a head at random on an isotropic RAS grid: what the demonstration model is trained and tested on."""
     recipe = random_recipe(generator, with_lesion)
@@ -324,7 +332,9 @@ def random_head(
     return head
 
 
-def centred_affine(shape: tuple[int, ...], axes: np.ndarray, centre: tuple[float, float, float] = HEAD_CENTRE) -> np.ndarray:
+def centred_affine(
+    shape: tuple[int, ...], axes: np.ndarray, centre: tuple[float, float, float] = HEAD_CENTRE
+) -> np.ndarray:
     """Return the affine of a grid whose middle lies on a world point.
 
     Parameters

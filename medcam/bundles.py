@@ -106,6 +106,7 @@ def load_bundle(folder: Path, *, trust_code: bool, device: str, say: Callable[[s
     ModelError
         If a file is missing or damaged, a package is missing, the weights do not fit, or code would run and `trust_code` is False.
     """
+    folder = folder.resolve()
     configs, weights = _config_files(folder), _weights(folder)
     metadata_file = next((configs[n] for n in configs if n.rsplit(".", 1)[0] == "metadata"), None)
     metadata = read_config(metadata_file) if metadata_file else {}

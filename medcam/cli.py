@@ -8,6 +8,7 @@ import json
 import os
 import sys
 import traceback
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -64,23 +65,24 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if argv is None else argv)
     # Read from the raw words, since the error may be that the rest cannot be parsed.
     as_json, debug = "--json" in arguments, "--debug" in arguments
+    caught: BaseException
     try:
         return _run(arguments)
     except MedcamError as error:
-        code, message = error.exit_code, str(error)
-    except KeyboardInterrupt:
-        code, message = 130, "interrupted"
+        caught, code, message = error, error.exit_code, str(error)
+    except KeyboardInterrupt as error:
+        caught, code, message = error, 130, "interrupted"
     except BrokenPipeError:  # whoever read our output has gone; nothing is left to tell
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
-    except MemoryError:
-        code, message = 1, "not enough memory for this image and network"
+    except MemoryError as error:
+        caught, code, message = error, 1, "not enough memory for this image and network"
     except Exception as error:  # noqa: BLE001  a defect: one line for the user, the traceback on request
         first = (str(error).strip().splitlines() or [""])[0]
         message = f"unexpected {type(error).__name__}: {first}. This is a defect in medcam: run again with --debug and report it"
-        code = 1
+        caught, code = error, 1
     if debug:
-        traceback.print_exc()
+        traceback.print_exception(caught)
     sys.stderr.write(f"medcam: error: {message}\n")
     if as_json:
         sys.stdout.write(json.dumps({"ok": False, "error": message, "exit_code": code}) + "\n")
@@ -96,6 +98,9 @@ def _run(arguments: list[str]) -> int:
     if getattr(options, "config", None):
         _apply_config(commands[options.command], Path(options.config))
         options = parser.parse_args(arguments)
+    if not options.debug:
+        # Libraries warn their programmers; what medcam's user must know stands in the notes.
+        warnings.simplefilter("ignore")
     from medcam import commands as room
 
     say = (lambda _line: None) if options.quiet else (lambda line: sys.stderr.write(f"medcam: {line}\n") and None)

@@ -141,7 +141,8 @@ def load_exported(
             if torch.device(device).type != "cpu":
                 # Tensors that the graph itself makes have their device written into it.
                 program = move_to_device_pass(program, device)
-            return torch.export.unflatten(program), _input_shape(program), _notes(program)
+            # The flag alone: whether the operators act as in training was fixed by the export.
+            return torch.export.unflatten(program).eval(), _input_shape(program), _notes(program)
     except Exception as error:
         raise ModelError(
             f"{name} cannot be opened as a torch.export file by torch {torch.__version__}: {first_line(error)}. A file written by another "

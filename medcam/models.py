@@ -30,7 +30,7 @@ from torch import nn
 from medcam.checkpoints import is_torchscript, load_torchscript, load_weights, missing_factory, read_state, refuse_text
 from medcam.errors import ModelError
 from medcam.samples import sample_path
-from medcam.user_code import call_factory, first_line, nearest
+from medcam.user_code import call_factory, first_line, nearest, neighbours
 
 DEMOS = {"demo-mri": "demo_mri", "demo-cxr": "demo_cxr"}
 _CHECKPOINTS = (".pt", ".pth", ".ckpt", ".safetensors", ".bin", ".pkl", ".tar")
@@ -123,7 +123,7 @@ def load_model(
     if str(path) in DEMOS and not place.exists():
         place = sample_path("models", DEMOS[str(path)])
     elif not place.exists():
-        raise ModelError(f"there is no file or folder {path}{nearest(place.name, [*_neighbours(place), *DEMOS])}")
+        raise ModelError(f"there is no file or folder {path}{nearest(place.name, [*neighbours(place), *DEMOS])}")
     with _undisturbed():
         model = _load(place, factory, trust_code, device, say)
         if preprocessing is not None:
@@ -292,7 +292,7 @@ def _preprocessing(
             )
         return transforms, ()
     if not path.is_file():
-        raise ModelError(f"there is no file {path}{nearest(path.name, _neighbours(path))}")
+        raise ModelError(f"there is no file {path}{nearest(path.name, neighbours(path))}")
     config = read_config(path)
     if "_target_" in config:
         config = {"preprocessing": config}
@@ -328,13 +328,6 @@ def _device(device: str) -> torch.device:
             f"'{device}' was asked for, but torch sees no CUDA device here: use 'cpu', or install torch with CUDA"
         )
     return asked
-
-
-def _neighbours(path: Path) -> list[str]:
-    try:
-        return sorted(p.name for p in path.parent.iterdir())
-    except OSError:
-        return []
 
 
 @contextmanager

@@ -14,8 +14,8 @@ from monai.data.meta_tensor import MetaTensor
 from monai.transforms.compose import Compose
 from monai.transforms.traits import RandomizableTrait
 from monai.transforms.transform import MapTransform
-from monai.transforms.utility.array import Transpose
-from monai.transforms.utility.dictionary import Transposed
+from monai.transforms.utility.array import Lambda, Transpose
+from monai.transforms.utility.dictionary import Lambdad, Transposed
 from monai.utils.enums import MetaKeys, SpaceKeys
 from torch import Tensor
 
@@ -193,7 +193,8 @@ def _apply(step: Callable[[Any], Any], data: Any, key: str) -> Any:
 def _placed(step: Callable[[Any], Any], before: MetaTensor, after: Any) -> MetaTensor:
     """Return the image with an affine that is true, or refuse."""
     name = type(step).__name__
-    lost = not isinstance(after, MetaTensor)
+    # A Lambda that returns a plain tensor gets a new affine, the identity, from MONAI: that is no statement of where its voxels lie.
+    lost = not isinstance(after, MetaTensor) or isinstance(step, (Lambda, Lambdad))
     image = _at(torch.as_tensor(np.asarray(after)), before.affine, before) if lost else after
     if isinstance(step, (Transpose, Transposed)):
         # MONAI swaps the axes and leaves the affine as it was.

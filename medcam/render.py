@@ -20,6 +20,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
+from matplotlib.text import Text
 
 from medcam.errors import UsageError
 from medcam.formats.whole import whole_file
@@ -28,6 +29,7 @@ from medcam.volume import Heatmap, Source, Volume
 
 Plane = Literal["axial", "coronal", "sagittal", "stored"]
 _Box = tuple[float, float, float, float]
+_Align = Literal["left", "center", "right"]
 
 COLOURS = "plasma"
 """matplotlib's and NiiVue's name of the colours of relevance: perceptually uniform, and never grey like anatomy."""
@@ -67,10 +69,8 @@ class _View:
     def place(self, index: Sequence[int], shape: Sequence[int]) -> tuple[int, int]:
         """Return the row and column of the picture that show the voxel `index`."""
         row, column = index[self.row], index[self.column]
-        return (
-            shape[self.row] - 1 - row if self.row_flipped else row,
-            shape[self.column] - 1 - column if self.column_flipped else column,
-        )
+        last_row, last_column = shape[self.row] - 1, shape[self.column] - 1
+        return last_row - row if self.row_flipped else row, last_column - column if self.column_flipped else column
 
 
 def _view(grid: Grid, plane: Plane) -> _View:
@@ -140,7 +140,7 @@ def _share(values: np.ndarray, window: tuple[float, float]) -> float:
 
 def overlay_rgb(
     image: Num[np.ndarray, "*s"],
-    relevance: Num[np.ndarray, "*s"],
+    relevance: Num[np.ndarray, "..."],
     *,
     window: tuple[float, float],
     maximum: float | None = None,
@@ -246,7 +246,7 @@ def montage(
     GeometryError
         If the image or the lesion is in another frame of reference.
     """
-    index_map(heatmap.grid, volume.grid)  # refuses different frames of reference
+    index_map(heatmap.grid, volume.grid)  # refuses two frames of reference
     if not volume.grid.is_close(heatmap.grid):
         raise UsageError(
             f"the heatmap lies on a grid of shape {heatmap.grid.shape} and the image on another, of shape "
@@ -262,20 +262,18 @@ def montage(
 def _panels(heatmap: Heatmap, volume: Volume, lesion: Volume | None, threshold: float) -> list[_Panel]:
     grid, peak = heatmap.grid, heatmap.peak()
     centre = peak.voxel if peak else tuple(n // 2 for n in grid.shape)
-    window = display_range(volume)
+    window, maximum = display_range(volume), heatmap.maximum
     mask = None
     if lesion is not None:
         same = lesion.grid == grid
-        mask = lesion.voxels if same else resample(lesion.voxels, lesion.grid, grid, nearest=True, outside=0)
+        mask = lesion.voxels if same else resample(lesion.voxels, lesion.grid, grid, nearest=True, outside=0.0)
     panels = []
     for plane in _planes(volume):
         view = _view(grid, plane)
         index = centre[view.normal]
         image, relevance = (to_display(v, grid, plane, index) for v in (volume.voxels, heatmap.relevance))
         plain = overlay_rgb(image.pixels, np.zeros_like(relevance.pixels), window=window)
-        overlay = overlay_rgb(
-            image.pixels, relevance.pixels, window=window, maximum=heatmap.maximum, threshold=threshold
-        )
+        overlay = overlay_rgb(image.pixels, relevance.pixels, window=window, maximum=maximum, threshold=threshold)
         outline = None if mask is None else to_display(mask, grid, plane, index).pixels > 0.5
         place = view.place(centre, grid.shape) if peak else None
         caption = _caption(heatmap, plane, view, centre)
@@ -328,9 +326,9 @@ def _draw(rows: list[list[tuple[_Panel, bool]]], heatmap: Heatmap, title: str, t
     height = header + len(rows) * (cell_height + _CAPTION) + _FOOTER
     figure = Figure(figsize=(width, height), facecolor=_BACKGROUND)
     FigureCanvasAgg(figure)
-    _text(figure, _MARGIN, 0.28, heading, size=14, weight="bold")
+    _text(figure, _MARGIN, 0.28, heading, size=14.0)
     for n, line in enumerate(details):
-        _text(figure, _MARGIN, 0.56 + n * _LINE, line, size=9, colour=_FAINT)
+        _text(figure, _MARGIN, 0.56 + n * _LINE, line, size=9.0, colour=_FAINT)
     top = header
     for row in rows:
         left = _MARGIN
@@ -338,14 +336,14 @@ def _draw(rows: list[list[tuple[_Panel, bool]]], heatmap: Heatmap, title: str, t
             _draw_cell(figure, panel, hot, (left, top, cell_width, cell_height), scale, heatmap)
             left += cell_width + _GAP
         top += cell_height + _CAPTION
-    if heatmap.maximum > 0:
-        bar_top = top - _CAPTION - cell_height
-        _draw_bar(figure, (width - _MARGIN - _BAR + 0.35, bar_top, 0.22, cell_height), threshold)
-    _text(figure, _MARGIN, height - 0.2, "Research use only - not for diagnosis", size=9, colour=_WARNING)
+    if rows[0][0][0].peak is not None:
+        left, top = width - _MARGIN - _BAR + 0.35, top - _CAPTION - cell_height
+        _draw_bar(figure, (left, top, 0.22, cell_height), threshold)
+    _text(figure, _MARGIN, height - 0.2, "Research use only - not for diagnosis", size=9.0, colour=_WARNING)
     unseen = float(np.isnan(heatmap.relevance).mean())
     footnotes = ["dashed: lesion mask"] * (rows[0][0][0].lesion is not None)
     footnotes += [f"{100 * unseen:.1f} % of the image was not looked at"] * (unseen > 0)
-    _text(figure, width - _MARGIN, height - 0.2, " · ".join(footnotes), size=9, colour=_FAINT, align="right")
+    _text(figure, width - _MARGIN, height - 0.2, " · ".join(footnotes), size=9.0, colour=_FAINT, align="right")
     return figure
 
 
@@ -360,7 +358,7 @@ def _details(heatmap: Heatmap) -> list[str]:
 
 def _draw_cell(figure: Figure, panel: _Panel, hot: bool, box: _Box, scale: float, heatmap: Heatmap) -> None:
     left, top, width, height = box
-    _axes(figure, box, "cell").add_artist(Rectangle((0, 0), 1, 1, facecolor=_CELL))
+    _draw_block(figure, box, _CELL)
     across, down = (scale * size for size in panel.size_mm)
     x, y = left + (width - across) / 2, top + (height - down) / 2
     axes = _axes(figure, (x, y, across, down), f"{panel.plane} {'overlay' if hot else 'plain'}")
@@ -374,13 +372,13 @@ def _draw_cell(figure: Figure, panel: _Panel, hot: bool, box: _Box, scale: float
         middle, centre = left + width / 2, top + height / 2
         spots = [(x - 0.14, centre), (x + across + 0.14, centre), (middle, y - 0.14), (middle, y + down + 0.14)]
         for spot, letter in zip(spots, panel.plain.letters, strict=True):
-            _text(figure, *spot, letter, size=10, weight="bold", align="center")
+            _text(figure, *spot, letter, size=10.0, align="center")
     _draw_scale_bar(figure, (left + 0.1, top + height - 0.13), min(0.95, width / 2 - 0.8), scale, heatmap.source)
-    _text(figure, left + 0.02, top + height + 0.15, panel.caption, size=min(9, 115 * width / len(panel.caption)))
-    remark = "no positive evidence" * (not heatmap.maximum > 0)
+    _text(figure, left + 0.02, top + height + 0.15, panel.caption, size=min(9.0, 115 * width / len(panel.caption)))
+    remark = "no positive evidence" * (panel.peak is None)
     if panel.lesion is not None and not panel.lesion.any():
         remark = remark or "lesion elsewhere"
-    _text(figure, left + width - 0.1, top + height - 0.13, remark * hot, size=8, colour=_WARNING, align="right")
+    _text(figure, left + width - 0.1, top + height - 0.13, remark * hot, size=8.0, colour=_WARNING, align="right")
 
 
 def _draw_marks(axes: Axes, panel: _Panel, mm_per_inch: float) -> None:
@@ -405,47 +403,48 @@ def _draw_scale_bar(figure: Figure, start: tuple[float, float], room: float, sca
     decade = 10 ** math.floor(math.log10(longest))
     length = max(factor * decade for factor in (1, 2, 5) if factor * decade <= longest)
     (x, y), reach = start, length * scale
-    _axes(figure, (x, y - 0.01, reach, 0.03), "scale bar").add_artist(Rectangle((0, 0), 1, 1, facecolor=_INK))
-    _text(figure, x + reach + 0.06, y, f"{length:g} {source.length_unit}", size=8)
+    _draw_block(figure, (x, y - 0.01, reach, 0.03), _INK)
+    _text(figure, x + reach + 0.06, y, f"{length:g} {source.length_unit}", size=8.0)
 
 
 def _draw_bar(figure: Figure, box: _Box, threshold: float) -> None:
     # Blended over black to white as in the panels, so that every colour of the figure can be found in the bar.
     share, grey = np.meshgrid(np.linspace(1, 0, 256), np.linspace(0, 1, 32), indexing="ij")
-    pixels = overlay_rgb(grey, share, window=(0, 1), maximum=1.0, threshold=threshold)
+    pixels = overlay_rgb(grey, share, window=(0.0, 1.0), maximum=1.0, threshold=threshold)
     axes = _axes(figure, box, "colour bar")
     axes.imshow(pixels, aspect="auto", origin="upper", interpolation="nearest")
     axes.axhline(255 * (1 - threshold), color=_INK, linewidth=1)
     left, top, width, height = box
     for level, word in ((0.0, ""), (threshold, " threshold"), (1.0, "")):
-        _text(figure, left + width + 0.06, top + (1 - level) * height, f"{level:g}{word}", size=8)
+        _text(figure, left + width + 0.06, top + (1 - level) * height, f"{level:g}{word}", size=8.0)
     label = "relative relevance (own maximum = 1)"
-    _text(figure, left - 0.13, top + height / 2, label, size=min(9, 3.4 * height), align="center", rotation=90)
+    _text(figure, left - 0.13, top + height / 2, label, size=min(9.0, 3.4 * height), align="center").set_rotation(90)
+
+
+def _place(figure: Figure, box: _Box) -> _Box:
+    """Return (left, bottom, width, height) as fractions of the page for (left, top, ...) in inches from its top left."""
+    page, (left, top, width, height) = figure.get_size_inches(), box
+    return left / page[0], 1 - (top + height) / page[1], width / page[0], height / page[1]
+
+
+def _draw_block(figure: Figure, box: _Box, colour: str) -> None:
+    left, bottom, width, height = _place(figure, box)
+    figure.add_artist(Rectangle((left, bottom), width, height, facecolor=colour, zorder=-1))
 
 
 def _axes(figure: Figure, box: _Box, name: str) -> Axes:
-    """Return an empty space to draw in, at (left, top, width, height) in inches from the top left of the page."""
-    page, (left, top, width, height) = figure.get_size_inches(), box
-    place = (left / page[0], 1 - (top + height) / page[1], width / page[0], height / page[1])
-    axes = figure.add_axes(place, label=name)
+    axes = figure.add_axes(_place(figure, box), label=name)
     axes.set_axis_off()
     return axes
 
 
 def _text(
-    figure: Figure,
-    x: float,
-    y: float,
-    text: str,
-    *,
-    size: float,
-    colour: str = _INK,
-    weight: str = "normal",
-    align: Literal["left", "center", "right"] = "left",
-    rotation: float = 0,
-) -> None:
+    figure: Figure, x: float, y: float, text: str, *, size: float, colour: str = _INK, align: _Align = "left"
+) -> Text:
     width, height = figure.get_size_inches()
-    written = figure.text(x / width, 1 - y / height, text, fontsize=size, color=colour, fontweight=weight)
-    written.set(ha=align, va="center", rotation=rotation)
+    weight = "bold" if size >= 10 else "normal"
+    written = figure.text(x / width, 1 - y / height, text, fontsize=size, fontweight=weight, color=colour)
+    written.set(ha=align, va="center")
     # A dollar sign in the name of a class is not mathematics.
     written.set_parse_math(False)
+    return written

@@ -115,7 +115,7 @@ def _module_at(place: str) -> Any:
             ) from error
     path = Path(place)
     if not path.is_file():
-        raise ModelError(f"{place} is not a file{nearest(path.name, _siblings(path))}")
+        raise ModelError(f"{place} is not a file{nearest(path.name, neighbours(path))}")
     name = f"medcam_factory_{hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:12]}_{path.stem}"
     spec = importlib.util.spec_from_file_location(name, path)
     if spec is None or spec.loader is None:
@@ -145,7 +145,8 @@ def pip_hint(error: BaseException) -> str:
     return "" if package is None else f" (a missing package is installed by: pip install {package})"
 
 
-def _siblings(path: Path) -> list[str]:
+def neighbours(path: Path) -> list[str]:
+    """Return the names of what lies in the folder of `path`."""
     try:
         return sorted(p.name for p in path.parent.iterdir())
     except OSError:
@@ -156,8 +157,3 @@ def nearest(name: str, names: list[str]) -> str:
     """Return '; did you mean a, b?' for the names most like `name`, or '' where none is."""
     close = difflib.get_close_matches(name, names, n=3, cutoff=0.5)
     return f"; did you mean {', '.join(close)}?" if close else ""
-
-
-def missing_path(path: Path) -> ModelError:
-    """Return the error for a path that does not exist, with the existing name beside it that is most like it."""
-    return ModelError(f"there is no file or folder {path}{nearest(path.name, _siblings(path))}")

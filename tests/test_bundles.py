@@ -190,10 +190,11 @@ def evil_items(marker: Path) -> dict[str, tuple[str, Any]]:
     return {
         "an expression": ("network_def/sharpness", f"${code}"),
         "an expression that a reference leads to": ("widths", f"$[4, 6] if {code} == 0 else 1"),
-        "a string that a reference ends": ("network_def/sharpness", f"$'@f {{{lines}}}'"),
+        "a string that a reference ends": ("network_def/sharpness", "$'@f {" + lines.replace("'", '"') + "}'"),
         "a system call": ("network_def/sharpness", {"_target_": "os.system", "command": touch}),
         "a builtin": ("network_def/sharpness", {"_target_": "builtins.exec", "source": lines}),
         "a function below monai": ("network_def/sharpness", {"_target_": "monai.utils.module.run_eval", "x": lines}),
+        "a class of another kind": ("network_def/sharpness", {"_target_": "torch.nn.Parameter"}),
         "a module reached through torch": ("network_def/sharpness", {"_target_": "torch.os.system", "command": touch}),
         "a module reached through torch.nn": (
             "network_def/sharpness",

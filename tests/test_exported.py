@@ -94,7 +94,9 @@ def evil_pickle(marker: Path) -> bytes:
     return file.getvalue()
 
 
-@pytest.mark.parametrize("case", ["target", "size", "input name", "samples", "library", "constant", "file operator"])
+@pytest.mark.parametrize(
+    "case", ["target", "size", "input name", "module path", "samples", "library", "constant", "file operator"]
+)
 def test_code_in_an_exported_program_does_not_run_unasked(tmp_path: Path, exported: bytes, case: str) -> None:
     marker = tmp_path / "marker"
     touch = f"open('{marker}', 'w').close()"
@@ -103,6 +105,7 @@ def test_code_in_an_exported_program_does_not_run_unasked(tmp_path: Path, export
         "target": lambda: rewrite(exported, in_graph("torch.ops.aten.logsumexp.default", "torch.os.system")),
         "size": lambda: rewrite(exported, in_graph(symbol, f"{touch} or {symbol}")),
         "input name": lambda: rewrite(exported, in_graph('"image"', f'"image={touch}"')),
+        "module path": lambda: rewrite(exported, in_graph(",features,torch.nn", ',fe\\"+x+\\"s,torch.nn')),
         "samples": lambda: rewrite(
             exported, lambda n, d: evil_pickle(marker) if n.startswith("data/sample_inputs") else d
         ),

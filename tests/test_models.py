@@ -247,9 +247,7 @@ def test_a_wrong_path_names_its_nearest_neighbour(tmp_path: Path, weights: Path)
 
 @pytest.mark.parametrize("name", ["net.pt", "net.safetensors", "net.pt2", "net.ts", "net.zip", "net.ckpt"])
 @pytest.mark.parametrize("content", ["empty", "text", "half", "noise"])
-def test_a_damaged_file_is_one_clear_line(
-    tmp_path: Path, weights: Path, exported: bytes, name: str, content: str
-) -> None:
+def test_a_damaged_file_is_one_clear_line(tmp_path: Path, weights: Path, name: str, content: str) -> None:
     whole = weights.read_bytes()
     noise = np.random.default_rng(0).integers(0, 256, 5000, np.uint8).tobytes()
     written = {"empty": b"", "text": b"<html>404 not found</html>", "half": whole[: len(whole) // 2], "noise": noise}

@@ -21,7 +21,7 @@ from pydicom import Dataset, FileDataset
 
 from medcam.errors import GeometryError, InputError
 from medcam.formats import dicom_pixels, dicom_series
-from medcam.formats.dicom_files import StoredFile, files_in, read_dataset, read_header
+from medcam.formats.dicom_files import StoredFile, files_in, naming, read_dataset, read_header, said
 from medcam.formats.dicom_film import place_film
 from medcam.formats.dicom_geometry import Placement, numbers, place_slices
 from medcam.formats.dicom_series import Image, Series
@@ -121,7 +121,7 @@ def _is_readable(file: StoredFile) -> bool:
 
 def _place(headers: Sequence[Dataset], allow_gaps: bool) -> Placement:
     placed = any(numbers(header, "ImagePositionPatient", 3) is not None for header in headers)
-    if placed or any(header.get("SOPClassUID") in _PLACED for header in headers):
+    if placed or any(said(header, "SOPClassUID") in _PLACED for header in headers):
         placement = place_slices(headers, allow_gaps=allow_gaps)
     elif len(headers) > 1:
         raise GeometryError(
@@ -150,8 +150,9 @@ def _read_voxels(
 
     def read(k: int, image: Image) -> _Slice:
         content, dataset = read_dataset(image.file)
-        voxels[k] = dicom_pixels.real_world(dataset, image.file.path.name)
-        window = dicom_pixels.display_window(dataset)
+        with naming(image.file):
+            voxels[k] = dicom_pixels.real_world(dataset)
+            window = dicom_pixels.display_window(dataset)
         for keyword in dicom_pixels.PIXEL_KEYWORDS:
             if keyword in dataset:
                 del dataset[keyword]

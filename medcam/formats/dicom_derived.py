@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from datetime import datetime, timedelta, timezone
 
 from pydicom import DataElement, Dataset
+from pydicom.charset import convert_encodings
 from pydicom.datadict import dictionary_VR
 from pydicom.dataelem import RawDataElement
 from pydicom.dataset import FileMetaDataset
@@ -159,6 +160,8 @@ def copy_patient_and_study(header: Dataset, onto: Dataset) -> None:
         content = b"".join(element.value for element in elements if isinstance(element.value, bytes))
         charset = "ISO_IR 192" if _is_utf8(content) else "ISO_IR 100"
     onto.SpecificCharacterSet = charset
+    # Tells pydicom that the bytes are encoded as they will be written, so that it leaves them alone.
+    onto.set_original_encoding(False, True, convert_encodings(charset))
 
 
 def _element(header: Dataset, keyword: str) -> DataElement | RawDataElement | None:
@@ -184,9 +187,9 @@ def _is_utf8(content: bytes) -> bool:
 
 def own_text(text: str, dataset: Dataset, longest: int) -> str:
     """Return medcam's own words as a value of a dataset: without what its character set or DICOM itself cannot hold."""
-    text = " ".join(text.replace("\\", "/").split())
     if dataset.SpecificCharacterSet != "ISO_IR 192":
         text = unicodedata.normalize("NFKD", text).encode("ascii", "ignore").decode()
+    text = " ".join(text.replace("\\", "/").split())
     return text if len(text) <= longest else text[: longest - 3] + "..."
 
 

@@ -18,6 +18,7 @@ from typing import IO, Any, Literal
 
 import numpy as np
 import pydicom
+from pydicom.errors import BytesLengthException
 
 from medcam.errors import InputError
 
@@ -27,6 +28,16 @@ _MAX_RATIO, _RATIO_MATTERS_FROM_BYTES = 200, 256 * 2**20
 _MAX_MEMBERS = 200_000
 # One inflated image: 65535 x 2048 pixels of 16 bits.
 _MAX_INFLATED_BYTES = 256 * 2**20
+# What pydicom raises for an element that is damaged, when it is first looked at.
+UNREADABLE = (
+    ValueError,
+    TypeError,
+    OverflowError,
+    NotImplementedError,
+    AttributeError,
+    LookupError,
+    BytesLengthException,
+)
 _DEFLATED = b"1.2.840.10008.1.2.1.99\0"
 
 
@@ -80,7 +91,7 @@ def read_header(file: StoredFile, keywords: Sequence[str]) -> pydicom.FileDatase
     InputError
         If the file cannot be opened, or says that it is DICOM and cannot be parsed.
     """
-    with _naming(file, "its header cannot be read"), file.open() as stream:
+    with naming(file), file.open() as stream:
         start = stream.read(1024)
         if not _starts_like_dicom(start):
             return None
@@ -107,7 +118,7 @@ def read_dataset(file: StoredFile) -> tuple[bytes, pydicom.FileDataset]:
     InputError
         If it cannot be read.
     """
-    with _naming(file, "it cannot be read"):
+    with naming(file):
         with file.open() as stream:
             content = stream.read()
         if _DEFLATED in content[:1024]:
@@ -124,7 +135,7 @@ def said(header: pydicom.Dataset, keyword: str) -> Any:
     """Return the value of an element, or None where it is absent, empty, or cannot be parsed."""
     try:
         value = header.get(keyword)
-    except (ValueError, TypeError, OverflowError):
+    except UNREADABLE:
         return None
     return None if value is None or np.size(value) == 0 or value == "" else value
 
@@ -194,21 +205,22 @@ def _refuse_deflate_bomb(content: bytes) -> None:
     start = 144 + int.from_bytes(content[140:144], "little")
     inflated = zlib.decompressobj(-zlib.MAX_WBITS).decompress(content[start:], _MAX_INFLATED_BYTES)
     if len(inflated) == _MAX_INFLATED_BYTES:
-        raise ValueError(f"it inflates to more than {_MAX_INFLATED_BYTES // 2**20} MiB")
+        raise InputError(f"inflates to more than {_MAX_INFLATED_BYTES // 2**20} MiB, which no single image does")
 
 
 @contextmanager
-def _naming(file: StoredFile, what: str) -> Iterator[None]:
-    """Turn whatever a damaged file makes the libraries raise (nearly anything) into one error that names the file."""
+def naming(file: StoredFile) -> Iterator[None]:
+    """Turn whatever a damaged file makes the libraries raise (nearly anything) into one error that names the file.
+
+    The words of other errors are left out: they quote what was read, and folders are often named after patients.
+    """
     try:
         yield
+    except InputError as error:
+        raise InputError(f"{file.path.name} {error}") from error
+    except OSError as error:
+        raise InputError(f"{file.path.name} cannot be read ({error.strerror or type(error).__name__})") from error
     except Exception as error:
-        raise InputError(f"{file.path.name} is damaged or cannot be read: {what} ({brief(error)})") from error
-
-
-def brief(error: BaseException) -> str:
-    """Return the kind and the words of an error on one line, short enough for a message."""
-    # The words of an OSError hold the whole path, and folders are often named after patients.
-    words = (error.strerror or "") if isinstance(error, OSError) else str(error)
-    text = " ".join(words.split())
-    return f"{type(error).__name__}: {text[:300]}" if text else type(error).__name__
+        raise InputError(
+            f"{file.path.name} is damaged and cannot be read ({type(error).__name__}); fetch it again, or leave it out"
+        ) from error

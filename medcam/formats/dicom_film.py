@@ -11,6 +11,7 @@ import numpy as np
 from jaxtyping import Float
 from pydicom import Dataset
 
+from medcam.formats.dicom_files import said
 from medcam.formats.dicom_geometry import Placement, numbers, ras_affine
 from medcam.geometry import Grid
 
@@ -31,7 +32,7 @@ def place_film(header: Dataset) -> Placement:
     spacing, spaced, spacing_notes = _spacing(header)
     directions, oriented, orientation_notes = _directions(header)
     affine = ras_affine(directions, spacing, np.cross(directions[0], directions[1]), np.zeros(3))
-    frame_of_reference = header.get("FrameOfReferenceUID")
+    frame_of_reference = said(header, "FrameOfReferenceUID")
     grid = Grid(
         (int(header.Columns), int(header.Rows), 1), affine, str(frame_of_reference) if frame_of_reference else None
     )
@@ -67,9 +68,9 @@ def _positive(header: Dataset, keyword: str) -> Float[np.ndarray, " 2"] | None:
 
 def _directions(header: Dataset) -> tuple[Float[np.ndarray, "2 3"], bool, tuple[str, ...]]:
     """Return where rows and columns run (LPS), whether the file says so, and what to know about it."""
-    said = header.get("PatientOrientation") or ()
+    value = said(header, "PatientOrientation") or ()
     # 'LF' is mainly to the left and a little to the feet.
-    letters = [str(value)[:1] for value in ((said,) if isinstance(said, str) else said)]
+    letters = [str(each)[:1] for each in ((value,) if isinstance(value, str) else value)]
     if len(letters) == 2 and all(letter in _LPS_DIRECTIONS for letter in letters):
         directions = np.array([_LPS_DIRECTIONS[letter] for letter in letters], np.float64)
         if directions[0] @ directions[1] == 0:

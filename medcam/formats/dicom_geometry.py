@@ -19,7 +19,7 @@ from jaxtyping import Float, Int
 from pydicom import Dataset
 
 from medcam.errors import GeometryError
-from medcam.formats.dicom_files import said
+from medcam.formats.dicom_files import UNREADABLE, said
 from medcam.geometry import Grid
 
 _RAS_FROM_LPS = np.diag((-1.0, -1.0, 1.0))
@@ -152,7 +152,7 @@ def numbers(header: Dataset, keyword: str, count: int) -> Float[np.ndarray, " co
         if value is None or np.size(value) == 0 or value == "":
             return None
         found = np.array(value, np.float64).reshape(-1)
-    except (ValueError, TypeError, OverflowError):
+    except UNREADABLE:
         raise GeometryError(
             f"{keyword} of {_name(header)} does not hold numbers; export the series again as the scanner made it"
         ) from None
@@ -191,7 +191,7 @@ def _size(headers: Sequence[Dataset]) -> tuple[int, int]:
 
 
 def _frame_of_reference(headers: Sequence[Dataset]) -> str | None:
-    frames = {str(uid) for header in headers if (uid := header.get("FrameOfReferenceUID"))}
+    frames = {str(uid) for header in headers if (uid := said(header, "FrameOfReferenceUID"))}
     if len(frames) > 1:
         raise GeometryError(
             f"the images of this series lie in {len(frames)} frames of reference, so their positions do not compare; "
@@ -221,7 +221,8 @@ def _directions(headers: Sequence[Dataset]) -> Float[np.ndarray, "2 3"]:
             f"the images of this series look in {len(groups)} orientations ({listed}), so they are not one volume; "
             "give those of one"
         )
-    return groups[0][0]
+    # Cosines are rounded in the file, and spacing is the length of a step.
+    return np.asarray(groups[0][0] / np.linalg.norm(groups[0][0], axis=1, keepdims=True))
 
 
 def _plane(directions: Float[np.ndarray, "2 3"]) -> str:

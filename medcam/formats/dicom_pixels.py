@@ -1,5 +1,7 @@
 """What DICOM pixels mean: stored numbers -> real-world values in which larger is brighter.
 
+The errors raised here begin with a verb: who calls puts the name of the file before them.
+
 References
 ----------
 DICOM PS3.3 C.7.6.3 (Image Pixel), C.11.1 (Modality LUT), C.11.2 (VOI LUT); PS3.5 8 (encoding of pixels).
@@ -7,16 +9,18 @@ DICOM PS3.3 C.7.6.3 (Image Pixel), C.11.1 (Modality LUT), C.11.2 (VOI LUT); PS3.
 
 from __future__ import annotations
 
+import copy
+
 import numpy as np
 from jaxtyping import Float32, Num
 from pydicom import Dataset, FileDataset
 from pydicom.pixels.decoders.base import get_decoder
 from pydicom.pixels.processing import apply_modality_lut
 from pydicom.pixels.utils import pixel_array
-from pydicom.uid import UID
+from pydicom.uid import UID, RLELossless
 
 from medcam.errors import InputError
-from medcam.formats.dicom_files import brief
+from medcam.formats.dicom_files import said
 
 PIXEL_KEYWORDS = ("PixelData", "FloatPixelData", "DoubleFloatPixelData")
 # What decodes each kind of compression, by how its transfer syntax starts. pylibjpeg-libjpeg is under the GPL.
@@ -30,7 +34,7 @@ _WHEELS = (
 )
 
 
-def real_world(dataset: FileDataset, file_name: str) -> Float32[np.ndarray, "j i"]:
+def real_world(dataset: FileDataset) -> Float32[np.ndarray, "j i"]:
     """Return the real-world values of a single-frame greyscale image, rows first.
 
     MONOCHROME1 is turned over within the range of the stored values, so that larger is brighter, once: a
@@ -40,22 +44,21 @@ def real_world(dataset: FileDataset, file_name: str) -> Float32[np.ndarray, "j i
     ------
     InputError
         If its pixels are missing, cut short, damaged, or compressed in a way for which no decoder is installed.
+    Exception
+        Whatever pydicom raises for a header that is damaged.
     """
-    stored = _stored(dataset, file_name)
+    stored = _stored(dataset)
     if stored.shape != (dataset.Rows, dataset.Columns):
         raise InputError(
-            f"{file_name} is damaged: its pixels have shape {stored.shape}, its header says {dataset.Rows} rows and "
-            f"{dataset.Columns} columns"
+            f"is damaged: its pixels have shape {stored.shape}, its header says {dataset.Rows} rows and {dataset.Columns} "
+            "columns; fetch it again"
         )
-    try:
-        if "ModalityLUTSequence" in dataset:
-            values = apply_modality_lut(stored, dataset).astype(np.float64)
-        else:
-            slope, intercept = rescale(dataset)
-            values = stored * slope + intercept
-        return np.asarray(mirror(dataset) - values if is_inverted(dataset) else values, np.float32)
-    except (ValueError, TypeError, AttributeError, IndexError, OverflowError) as error:
-        raise InputError(f"{file_name} is damaged: its rescaling cannot be read ({brief(error)})") from error
+    if "ModalityLUTSequence" in dataset:
+        values = _by_table(stored, dataset)
+    else:
+        slope, intercept = rescale(dataset)
+        values = stored * slope + intercept
+    return np.asarray(mirror(dataset) - values if is_inverted(dataset) else values, np.float32)
 
 
 def is_inverted(dataset: Dataset) -> bool:
@@ -77,25 +80,23 @@ def rescale(dataset: Dataset) -> tuple[float, float]:
 
     Raises
     ------
-    ValueError
+    InputError
         If they are not finite or the slope is zero.
     """
     slope, intercept = (dataset.get(keyword) for keyword in ("RescaleSlope", "RescaleIntercept"))
-    pair = (1.0 if slope in (None, "") else float(slope), 0.0 if intercept in (None, "") else float(intercept))
+    # An empty element is None.
+    pair = (1.0 if slope is None else float(slope), 0.0 if intercept is None else float(intercept))
     if not np.isfinite(pair).all() or pair[0] == 0:
-        raise ValueError(f"a slope of {pair[0]} and an intercept of {pair[1]}")
+        raise InputError(f"has a RescaleSlope of {pair[0]} and a RescaleIntercept of {pair[1]}; export it again")
     return pair
 
 
 def display_window(dataset: Dataset) -> tuple[float, float] | None:
     """Return the first (centre, width) that the file asks for, as `real_world` values, or None if none makes sense."""
-    try:
-        centre, width = (
-            float(np.ravel(np.array(dataset[keyword].value, np.float64))[0])
-            for keyword in ("WindowCenter", "WindowWidth")
-        )
-    except (KeyError, ValueError, TypeError, IndexError):
+    said_centre, said_width = said(dataset, "WindowCenter"), said(dataset, "WindowWidth")
+    if said_centre is None or said_width is None:
         return None
+    centre, width = float(np.ravel(said_centre)[0]), float(np.ravel(said_width)[0])
     if not np.isfinite((centre, width)).all() or width <= 0:
         return None
     return (mirror(dataset) - centre if is_inverted(dataset) else centre), width
@@ -103,47 +104,63 @@ def display_window(dataset: Dataset) -> tuple[float, float] | None:
 
 def unit(dataset: Dataset) -> str:
     """Return the unit of the real-world values: 'HU' for CT, else what the file says, or 'a.u.'."""
-    said = str(dataset.get("RescaleType") or dataset.get("Units") or "").strip()
-    if said and said != "US":
-        return said
-    return "HU" if dataset.get("Modality") == "CT" else "a.u."
+    named = str(said(dataset, "RescaleType") or said(dataset, "Units") or "").strip()
+    # 'US' is DICOM's word for unspecified.
+    if named and named != "US":
+        return named
+    return "HU" if said(dataset, "Modality") == "CT" else "a.u."
 
 
-def _stored(dataset: FileDataset, file_name: str) -> Num[np.ndarray, "j i"]:
-    syntax = dataset.file_meta.TransferSyntaxUID
-    if not any(keyword in dataset for keyword in PIXEL_KEYWORDS):
-        raise InputError(f"{file_name} holds no pixels; it may have been cut short: fetch it again")
+def _by_table(stored: Num[np.ndarray, "j i"], dataset: FileDataset) -> Num[np.ndarray, "j i"]:
+    # pydicom refuses entries of other than 8 or 16 bits, which do occur and are stored in 16 all the same.
+    table = copy.deepcopy(dataset.ModalityLUTSequence[0])
+    table.LUTDescriptor = [*table.LUTDescriptor[:2], 16]
+    holder = Dataset()
+    holder.ModalityLUTSequence = [table]
+    holder.file_meta = dataset.file_meta
+    return np.asarray(apply_modality_lut(stored, holder), np.float64)
+
+
+def _stored(dataset: FileDataset) -> Num[np.ndarray, "j i"]:
+    syntax = UID(str(dataset.file_meta.TransferSyntaxUID))
+    if not syntax.is_transfer_syntax:
+        raise InputError("names a transfer syntax that DICOM does not have; export it again")
+    if "PixelData" not in dataset:
+        raise InputError("holds no pixels; it may have been cut short: fetch it again")
+    bits, high = int(dataset.BitsStored), said(dataset, "HighBit")
+    if high is not None and int(high) != bits - 1:
+        raise InputError(
+            f"keeps its {bits} bits at the upper end of each word (HighBit {high}), which DICOM has given up; "
+            "convert it with a current tool first"
+        )
     if syntax.is_encapsulated:
-        _refuse_without_decoder(syntax, file_name)
-    elif "PixelData" in dataset and dataset["PixelData"].is_undefined_length:
-        raise InputError(f"{file_name} is compressed and does not say how: its file header is missing; export it again")
+        _refuse_without_decoder(syntax)
+    elif dataset["PixelData"].is_undefined_length:
+        raise InputError("is compressed and does not say how: its file header is missing; export it again")
     try:
-        stored = np.asarray(pixel_array(dataset, raw=True))
+        # A damaged stream makes pylibjpeg-rle panic past any handler, so run-length encoding is left to pydicom itself.
+        plugin = "pydicom" if syntax == RLELossless else ""
+        return np.asarray(pixel_array(dataset, raw=True, decoding_plugin=plugin))
     except Exception as error:  # a damaged stream makes the decoders raise nearly anything
         wheel = _wheel(syntax)
         remedy = "fetch it again" + (f", or try the decoder that comes with: pip install {wheel}" if wheel else "")
         raise InputError(
-            f"the pixels of {file_name} ({syntax.name}) cannot be decoded, so it may be damaged or cut short: {remedy} "
-            f"({brief(error)})"
+            f"holds pixels ({syntax.name}) that cannot be decoded; it may be damaged or cut short: {remedy} "
+            f"({_brief(error)})"
         ) from error
-    return stored if syntax.is_encapsulated or stored.dtype.kind == "f" else _significant_bits(stored, dataset)
 
 
-def _significant_bits(stored: Num[np.ndarray, "j i"], dataset: Dataset) -> Num[np.ndarray, "j i"]:
-    """Return the stored values without what may lie in the bits beside them (old overlays), with their sign."""
-    allocated, bits = int(dataset.BitsAllocated), int(dataset.BitsStored)
-    high = int(dataset.get("HighBit", bits - 1))
-    if bits == allocated or not bits - 1 <= high < allocated:
-        return stored
-    # To the left end of the word and back: what lay above is pushed out, and a signed shift brings the sign along.
-    return np.asarray((stored << (allocated - 1 - high)) >> (allocated - bits))
+def _brief(error: Exception) -> str:
+    # Other errors quote what they read of the header.
+    words = " ".join(str(error).split())[:300] if isinstance(error, (RuntimeError, ValueError)) else ""
+    return f"{type(error).__name__}: {words}" if words else type(error).__name__
 
 
 def _wheel(syntax: UID) -> str | None:
     return next((wheel for start, wheel in _WHEELS if syntax.startswith(start)), None)
 
 
-def _refuse_without_decoder(syntax: UID, file_name: str) -> None:
+def _refuse_without_decoder(syntax: UID) -> None:
     wheel = _wheel(syntax)
     try:
         available = get_decoder(syntax).is_available
@@ -151,4 +168,4 @@ def _refuse_without_decoder(syntax: UID, file_name: str) -> None:
         available, wheel = False, None
     if not available:
         remedy = f"pip install {wheel}" if wheel else "convert it to an uncompressed image first"
-        raise InputError(f"{file_name} is compressed as {syntax.name}, and no decoder for that is installed: {remedy}")
+        raise InputError(f"is compressed as {syntax.name}, and no decoder for that is installed: {remedy}")

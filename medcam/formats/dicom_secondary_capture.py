@@ -148,9 +148,9 @@ def _add_pixels(dataset: Dataset, heatmap: Heatmap, volume: Volume, slices: list
         raise OutputError(
             f"the overlay would take {size / 2**30:.1f} GiB, and a DICOM file holds at most 4; write NIfTI"
         )
-    window = display_range(volume)
+    window, maximum = display_range(volume), heatmap.maximum
     frames = (
-        overlay_rgb(volume.voxels[:, :, k].T, heatmap.relevance[:, :, k].T, window=window, maximum=heatmap.maximum)
+        overlay_rgb(volume.voxels[:, :, k].T, heatmap.relevance[:, :, k].T, window=window, maximum=maximum)
         for k in slices
     )
     content = b"".join(frame.tobytes() for frame in frames)

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from pydicom import Dataset, FileDataset
+from pydicom.uid import UID
 
 from medcam.errors import InputError, UsageError
 from medcam.formats import dicom_geometry
@@ -90,7 +91,7 @@ def scan(files: Sequence[StoredFile], place: str) -> list[Found]:
         if header is None:
             # '._name' is what a Mac puts beside each file that it zips.
             misnamed += file.path.suffix.lower() == ".dcm" and not file.path.name.startswith("._")
-        elif _is_image(header):
+        elif _is_image(header, file.path.name):
             uid, is_localizer = str(said(header, "SeriesInstanceUID") or ""), "LOCALIZER" in _image_type(header)
             images[uid, is_localizer].append(Image(file, header))
         else:
@@ -161,7 +162,7 @@ def refuse_unread_kind(image: Image) -> None:
         )
     if "MOSAIC" in _image_type(header):
         raise InputError(f"{file_name} is a mosaic (all slices of a volume in one picture); {convert}")
-    photometric = header.get("PhotometricInterpretation")
+    photometric = said(header, "PhotometricInterpretation")
     if photometric not in ("MONOCHROME1", "MONOCHROME2") or (_integer(header, "SamplesPerPixel") or 1) != 1:
         raise InputError(
             f"{file_name} is a colour image (PhotometricInterpretation {photometric}); medcam reads greyscale images "
@@ -198,14 +199,22 @@ def _listing(found: Sequence[Found]) -> str:
     return "\n".join(lines)
 
 
-def _is_image(header: Dataset) -> bool:
+def _is_image(header: Dataset, file_name: str) -> bool:
+    kind = _kind(header)
+    if any(word in kind for word in _NOT_IMAGES):
+        return False
     sized = bool(_integer(header, "Rows") and _integer(header, "Columns"))
-    return sized and not any(word in _kind(header) for word in _NOT_IMAGES)
+    # A header that ends early, left out in silence, would be a slice less at the end of a volume. Of all that DICOM
+    # stores, only the directory of a disc belongs to no series.
+    cut = said(header, "SeriesInstanceUID") is None and "Directory" not in kind
+    if not sized and ("Image Storage" in kind or cut):
+        raise InputError(f"{file_name} ({kind}) has no Rows or Columns; it may have been cut short: fetch it again")
+    return sized
 
 
 def _kind(header: Dataset) -> str:
-    uid = header.get("SOPClassUID") or header.file_meta.get("MediaStorageSOPClassUID")
-    return uid.name if uid else "object of no named class"
+    uid = said(header, "SOPClassUID") or said(header.file_meta, "MediaStorageSOPClassUID")
+    return UID(str(uid)).name if uid else "object of no named class"
 
 
 def _image_type(header: Dataset) -> tuple[str, ...]:

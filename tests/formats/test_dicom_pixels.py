@@ -9,7 +9,6 @@ import pydicom
 import pytest
 from formats.dicom_phantom import GEOMETRIES, stored_values, write_film, write_series
 from pydicom import Dataset
-from pydicom.pixels.processing import apply_modality_lut
 from pydicom.uid import JPEG2000Lossless, JPEGLSLossless, RLELossless
 
 from medcam.errors import GeometryError, InputError
@@ -53,14 +52,15 @@ def test_each_slice_is_rescaled_by_its_own_slope(
     assert volume.unit == unit
 
 
-def test_a_modality_table_is_applied_as_pydicom_does(tmp_path: Path) -> None:
+def test_a_modality_table_is_looked_up(tmp_path: Path) -> None:
     table = Dataset()
     table.LUTDescriptor = [16, 5, 12]
-    table.LUTData = [n * n * 3 for n in range(16)]
+    table.add_new("LUTData", "US", [n * n * 3 for n in range(16)])
     table.ModalityLUTType = "US"
     pixels = (film_pixels() % 30).astype(np.uint16)
     path = write_film(tmp_path, pixels, modality="CR", tags={"ModalityLUTSequence": [table]})
-    expected = apply_modality_lut(pixels, pydicom.dcmread(path))
+    # What lies below the table's first input takes its first entry, what lies above takes its last.
+    expected = np.array(table.LUTData)[np.clip(pixels.astype(int) - 5, 0, 15)]
     np.testing.assert_array_equal(read_dicom(path).voxels[:, :, 0], expected)
     path = write_film(
         tmp_path,
@@ -101,7 +101,8 @@ def test_bits_beside_the_stored_ones_do_not_count(tmp_path: Path) -> None:
     path = write_film(tmp_path, unextended, bits_stored=12)
     np.testing.assert_array_equal(read_dicom(path).voxels[:, :, 0], signed)
     path = write_film(tmp_path, (pixels << 4).astype(np.uint16), bits_stored=12, tags={"HighBit": 15})
-    np.testing.assert_array_equal(read_dicom(path).voxels[:, :, 0], pixels)
+    with pytest.raises(InputError, match="12 bits at the upper end"):
+        read_dicom(path)
 
 
 def test_eight_bit_films_of_odd_size_are_read(tmp_path: Path) -> None:
@@ -135,13 +136,13 @@ def test_the_first_sane_window_is_kept(
 @pytest.mark.parametrize("tags", [{"RescaleSlope": "0", "RescaleIntercept": "0"}, {"ModalityLUTSequence": [Dataset()]}])
 def test_a_rescaling_that_makes_no_sense_is_refused(tmp_path: Path, tags: dict[str, object]) -> None:
     path = write_film(tmp_path, film_pixels(), tags=tags)
-    with pytest.raises(InputError, match=r"film.dcm is damaged: its rescaling"):
+    with pytest.raises(InputError, match=r"film.dcm (has a RescaleSlope of 0|is damaged)"):
         read_dicom(path)
 
 
 @pytest.mark.parametrize("syntax", [RLELossless, JPEGLSLossless, JPEG2000Lossless])
 def test_compressed_slices_are_the_plain_ones(tmp_path: Path, syntax: str) -> None:
-    voxels = stored_values((40, 30, 4)).astype(np.int16) - 1000
+    voxels = stored_values((70, 66, 4)).astype(np.int16) - 1000
     try:
         write_series(tmp_path, voxels, AFFINE, transfer_syntax=syntax)
     except RuntimeError as error:
@@ -155,7 +156,7 @@ def test_a_damaged_stream_is_refused_by_the_file_and_its_compression(tmp_path: P
     start = content.find(b"\xff\xd8\xff")
     content[start + 4 : start + 40] = bytes(36)
     paths[1].write_bytes(content)
-    with pytest.raises(InputError, match=r"pixels of 001.dcm \(JPEG-LS Lossless"):
+    with pytest.raises(InputError, match=r"001.dcm holds pixels \(JPEG-LS Lossless"):
         read_dicom(tmp_path)
 
 
@@ -185,7 +186,7 @@ def test_a_missing_decoder_is_named_with_what_to_install(
         is_available = False
 
     monkeypatch.setattr(dicom_pixels, "get_decoder", lambda uid: find(uid) and Bare)
-    with pytest.raises(InputError, match=f"film.dcm is compressed as {pydicom.uid.UID(syntax).name[:12]}") as caught:
+    with pytest.raises(InputError, match=f"^film.dcm is compressed as {pydicom.uid.UID(syntax).name[:12]}") as caught:
         read_dicom(path)
     assert wheel in str(caught.value)
 

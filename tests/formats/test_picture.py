@@ -1,0 +1,61 @@
+"""Films that come as pictures."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from medcam.errors import InputError
+from medcam.formats import read
+
+PIXELS = np.arange(7 * 5, dtype=np.uint8).reshape(7, 5) * 3  # 7 rows, 5 columns
+
+
+@pytest.mark.parametrize("suffix", ["png", "tif", "tiff"])
+def test_i_runs_along_a_row_and_j_down_the_rows(tmp_path: Path, suffix: str) -> None:
+    path = tmp_path / f"film.{suffix}"
+    Image.fromarray(PIXELS).save(path)
+    volume = read(path)
+    assert volume.grid.shape == (5, 7, 1)
+    assert volume.voxels[4, 2, 0] == PIXELS[2, 4]
+    assert not volume.source.oriented
+    assert volume.source.length_unit == "pixels"
+
+
+def test_16_bit_and_jpeg_and_equal_channels_are_grey(tmp_path: Path) -> None:
+    deep = PIXELS.astype(np.uint16) * 600
+    Image.fromarray(deep).save(tmp_path / "deep.png")
+    np.testing.assert_array_equal(read(tmp_path / "deep.png").voxels[:, :, 0].T, deep)
+    Image.fromarray(PIXELS).convert("RGB").save(tmp_path / "grey.jpg", quality=100)
+    assert np.abs(read(tmp_path / "grey.jpg").voxels[:, :, 0].T.astype(int) - PIXELS).max() < 8
+    Image.fromarray(PIXELS).convert("LA").save(tmp_path / "alpha.png")
+    np.testing.assert_array_equal(read(tmp_path / "alpha.png").voxels[:, :, 0].T, PIXELS)
+    Image.fromarray(PIXELS > 30).save(tmp_path / "mask.png")
+    np.testing.assert_array_equal(read(tmp_path / "mask.png").voxels[:, :, 0].T, PIXELS > 30)
+
+
+def test_colours_pages_and_damage_are_refused(tmp_path: Path) -> None:
+    colours = np.zeros((7, 5, 3), np.uint8)
+    colours[..., 0] = 200
+    Image.fromarray(colours).save(tmp_path / "red.png")
+    page = Image.fromarray(PIXELS)
+    page.save(tmp_path / "pages.tif", save_all=True, append_images=[page, page])
+    Image.fromarray(np.random.default_rng(0).integers(0, 255, (90, 80), np.uint8)).save(tmp_path / "whole.png")
+    (tmp_path / "cut.png").write_bytes((tmp_path / "whole.png").read_bytes()[:3000])
+    (tmp_path / "text.jpg").write_text("no picture")
+    for name, words in (("red.png", "in colour"), ("pages.tif", "3 pages"), ("cut.png", "cut short"), ("text.jpg", "not a readable")):
+        with pytest.raises(InputError, match=words):
+            read(tmp_path / name)
+
+
+def test_a_picture_that_asks_to_be_turned_is(tmp_path: Path) -> None:
+    image = Image.fromarray(PIXELS)
+    exif = image.getexif()
+    exif[0x0112] = 3
+    image.save(tmp_path / "turned.png", exif=exif)
+    volume = read(tmp_path / "turned.png")
+    np.testing.assert_array_equal(volume.voxels[:, :, 0].T, PIXELS[::-1, ::-1])
+    assert any("EXIF" in note for note in volume.source.notes)
