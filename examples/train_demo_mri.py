@@ -53,7 +53,7 @@ INFERENCE: dict[str, Any] = {
                 "_target_": "ScaleIntensityRangePercentilesd",
                 "keys": "image",
                 "lower": 1,
-                "upper": 99,
+                "upper": 90,
                 "b_min": 0.0,
                 "b_max": 1.0,
             },
@@ -245,7 +245,7 @@ def metadata(measured: dict[str, float]) -> dict[str, Any]:
         "num_channels": 1,
         "spatial_shape": list(SHAPE),
         "dtype": "float32",
-        "value_range": [0, 1],
+        "value_range": [0, 2],
         "is_patch_data": False,
         "channel_def": {"0": "image"},
     }
@@ -295,7 +295,8 @@ lesion. **It is a demonstration on synthetic data, never a detector, and not for
 ## Input and output
 
 One MR volume of a head, T1-like or FLAIR-like, brought by `configs/inference.json` to RAS+ axes, 2 mm voxels and intensities scaled
-from the 1st and 99th percentile of the whole volume to 0 and 1 (not clipped). One logit: positive means that a lesion is present.
+from the 1st and 90th percentile of the whole volume to 0 and 1 (not clipped; the 90th lies in
+the brain, whether or not the scalp is bright or stripped). One logit: positive means that a lesion is present.
 
 ## Training
 

@@ -17,9 +17,18 @@ if TYPE_CHECKING:
     from medcam.errors import ModelError as ModelError
     from medcam.errors import OutputError as OutputError
     from medcam.errors import UsageError as UsageError
+    from medcam.engine import Relevance as Relevance
+    from medcam.engine import relevance as relevance
+    from medcam.formats import read as read
+    from medcam.formats import write as write
     from medcam.geometry import Grid as Grid
     from medcam.geometry import resample as resample
+    from medcam.models import Model as Model
+    from medcam.models import load_model as load_model
+    from medcam.pipeline import explain as explain
     from medcam.recipe import Recipe as Recipe
+    from medcam.render import montage as montage
+    from medcam.samples import sample_path as sample_path
     from medcam.volume import Heatmap as Heatmap
     from medcam.volume import Source as Source
     from medcam.volume import Volume as Volume
@@ -32,9 +41,18 @@ _HOMES = {
     "ModelError": "errors",
     "OutputError": "errors",
     "UsageError": "errors",
+    "Relevance": "engine",
+    "relevance": "engine",
+    "read": "formats",
+    "write": "formats",
     "Grid": "geometry",
     "resample": "geometry",
+    "Model": "models",
+    "load_model": "models",
+    "explain": "pipeline",
     "Recipe": "recipe",
+    "montage": "render",
+    "sample_path": "samples",
     "Heatmap": "volume",
     "Source": "volume",
     "Volume": "volume",
@@ -46,7 +64,9 @@ __all__ = sorted(_HOMES)
 def __getattr__(name: str) -> Any:
     if name not in _HOMES:
         raise AttributeError(f"module 'medcam' has no attribute '{name}'")
-    return getattr(importlib.import_module(f"medcam.{_HOMES[name]}"), name)
+    value = getattr(importlib.import_module(f"medcam.{_HOMES[name]}"), name)
+    globals()[name] = value
+    return value
 
 
 def __dir__() -> list[str]:

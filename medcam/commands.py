@@ -114,7 +114,7 @@ def _is_model(path: Path, options: Namespace) -> bool:
 def _inspect_model(options: Namespace, say: Say) -> Result:
     import torch
 
-    from medcam.explain.layers import WHY_DEFAULT, feature_layers, measured
+    from medcam.engine.layers import WHY_DEFAULT, feature_layers, measured
     from medcam.models import load_model
 
     model = load_model(options.path, factory=options.factory, trust_code=options.trust_code, device=options.device, say=say)

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import hashlib
 import random
-import sys
 import warnings
 import zipfile
 from collections.abc import Callable, Iterator, Sequence
@@ -334,7 +333,7 @@ def _device(device: str) -> torch.device:
 def _undisturbed() -> Iterator[None]:
     """Give back the process as it was: building a network draws random numbers, and a factory may set anything."""
     numpy_state, python_state = np.random.get_state(), random.getstate()  # noqa: NPY002 - the global state is what is kept
-    dtype, paths = torch.get_default_dtype(), list(sys.path)
+    dtype = torch.get_default_dtype()
     devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
     try:
         # Parameters made in inference mode could never have a gradient again.
@@ -349,4 +348,3 @@ def _undisturbed() -> Iterator[None]:
         np.random.set_state(numpy_state)  # noqa: NPY002
         random.setstate(python_state)
         torch.set_default_dtype(dtype)
-        sys.path[:] = paths

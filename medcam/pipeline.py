@@ -12,8 +12,8 @@ from torch import nn
 
 import medcam
 from medcam.errors import UsageError
-from medcam.explain import Relevance, relevance
-from medcam.explain.targets import Target
+from medcam.engine import Relevance, relevance
+from medcam.engine.targets import Target
 from medcam.geometry import resample
 from medcam.models import Model, load_model, wrap_module
 from medcam.prepare import Prepared, prepare

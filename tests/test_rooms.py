@@ -25,9 +25,9 @@ MAY_KNOW = {
     "formats": {"geometry", "volume", "recipe", "render", "whole_file"},
     "prepare": {"geometry", "volume"},
     "validate": {"geometry", "volume"},
-    "explain": set(),
+    "engine": set(),
     "models": {"samples"},
-    "pipeline": {"geometry", "volume", "recipe", "explain", "models", "prepare"},
+    "pipeline": {"geometry", "volume", "recipe", "engine", "models", "prepare"},
 }
 TOP = {"cli", "commands", "doctor", "__init__", "__main__"}
 

@@ -15,7 +15,7 @@ import uuid
 from collections.abc import Sequence
 from datetime import datetime, timedelta, timezone
 
-from pydicom import DataElement, Dataset
+from pydicom import Dataset
 from pydicom.charset import convert_encodings
 from pydicom.datadict import dictionary_VR
 from pydicom.dataelem import RawDataElement
@@ -24,6 +24,7 @@ from pydicom.uid import ExplicitVRLittleEndian, JPEGBaseline8Bit, JPEGExtended12
 
 from medcam import __version__
 from medcam.errors import OutputError
+from medcam.formats.dicom_files import said
 from medcam.volume import Heatmap, Source
 
 WARNING = "NOT FOR DIAGNOSTIC USE"
@@ -112,7 +113,7 @@ def derived_dataset(
     dataset.SOPInstanceUID = derived_uid(heatmap, headers, f"{role} instance")
     dataset.SeriesInstanceUID = derived_uid(heatmap, headers, f"{role} series")
     dataset.Modality = modality
-    dataset.SeriesNumber = number + 100 if first.get("SeriesNumber") == number else number
+    dataset.SeriesNumber = number + 100 if said(first, "SeriesNumber") == number else number
     dataset.InstanceNumber = 1
     dataset.SeriesDescription = _series_description(heatmap, dataset)
     add_dates(dataset, first, when)
@@ -133,15 +134,17 @@ def derived_uid(heatmap: Heatmap, headers: Sequence[Dataset], role: str) -> str:
     values = [role, __version__, heatmap.recipe.to_json(), [str(header.SOPInstanceUID) for header in headers]]
     if not heatmap.recipe.model_sha256:
         values.append(hashlib.sha256(heatmap.relevance.tobytes()).hexdigest())
-    return f"2.25.{uuid.uuid5(_NAMESPACE, json.dumps(values, sort_keys=True)).int}"
+    return _uid(json.dumps(values, sort_keys=True))
+
+
+def _uid(words: str) -> str:
+    return f"2.25.{uuid.uuid5(_NAMESPACE, words).int}"
 
 
 def frame_of_reference(header: Dataset) -> str:
     """Return the source's frame of reference; where it names none, one that is its series' own, which claims no kinship."""
     named = header.get("FrameOfReferenceUID")
-    return (
-        str(named) if named else f"2.25.{uuid.uuid5(_NAMESPACE, f'frame of reference {header.SeriesInstanceUID}').int}"
-    )
+    return str(named) if named else _uid(f"frame of reference {header.SeriesInstanceUID}")
 
 
 def copy_patient_and_study(header: Dataset, onto: Dataset) -> None:
@@ -150,31 +153,30 @@ def copy_patient_and_study(header: Dataset, onto: Dataset) -> None:
     Empty elements that a standard object would not hold are left out. Where the source names no character set, the bytes
     tell which one can be meant.
     """
-    elements = [element for keyword in f"{_ALWAYS} {_WHERE_GIVEN}".split() if (element := _element(header, keyword))]
     for keyword in _ALWAYS.split():
         setattr(onto, keyword, "")
-    for element in elements:
-        onto[element.tag] = element
+    copied = [_copy(header, keyword, onto) for keyword in f"{_ALWAYS} {_WHERE_GIVEN}".split()]
     charset = header.get("SpecificCharacterSet")
     if not charset:
-        content = b"".join(element.value for element in elements if isinstance(element.value, bytes))
-        charset = "ISO_IR 192" if _is_utf8(content) else "ISO_IR 100"
+        charset = "ISO_IR 192" if _is_utf8(b"".join(copied)) else "ISO_IR 100"
     onto.SpecificCharacterSet = charset
     # Tells pydicom that the bytes are encoded as they will be written, so that it leaves them alone.
     onto.set_original_encoding(False, True, convert_encodings(charset))
 
 
-def _element(header: Dataset, keyword: str) -> DataElement | RawDataElement | None:
-    """Return a copy of an element: its bytes, or the items of a sequence. None where it is absent or empty."""
+def _copy(header: Dataset, keyword: str, onto: Dataset) -> bytes:
+    """Copy an element if it is there and not empty, and return its bytes where they were copied as such."""
     element = header.get_item(keyword)
     if element is None or not element.value:
-        return None
+        return b""
     vr = dictionary_VR(keyword)
-    # Not decoded, text of any character set stays what it is; a sequence's items may be encoded in another way than ours.
-    if element.is_raw and vr != "SQ":
-        value = element.value + b" " * (len(element.value) % 2)
-        return RawDataElement(element.tag, vr, len(value), value, 0, False, True)
-    return copy.deepcopy(header[keyword])
+    if not element.is_raw or vr == "SQ":
+        onto[keyword] = copy.deepcopy(header[keyword])
+        return b""
+    # Bytes that nobody decodes stay what they are, whatever their character set.
+    value = element.value + b" " * (len(element.value) % 2)
+    onto[keyword] = RawDataElement(element.tag, vr, len(value), value, 0, False, True)
+    return bytes(value)
 
 
 def _is_utf8(content: bytes) -> bool:
@@ -269,15 +271,22 @@ def code(value: str, scheme: str, meaning: str) -> Dataset:
 def add_body_part(dataset: Dataset, header: Dataset) -> None:
     """Say which part of the body an image shows, and on which side.
 
-    A known unpaired part has no side. Of any other the source's side is kept, and 'U' (no side) stands where it names none.
+    A known unpaired part has no side. Of any other the source's side is kept; where it names none, the side is left empty
+    (unknown), or 'U' (unpaired) if it names no part either: validators want one or the other.
     """
     part = str(header.get("BodyPartExamined") or "").strip().upper()
     part = _SYNONYMS.get(part, part)
     if part:
         dataset.BodyPartExamined = part
-    if part not in _UNPAIRED.split():
-        side = header.get("ImageLaterality") or header.get("Laterality")
-        dataset.ImageLaterality = side if side in ("R", "L", "B") else "U"
+    if part in _UNPAIRED.split():
+        return
+    side = header.get("ImageLaterality") or header.get("Laterality")
+    if side in ("R", "L", "B"):
+        dataset.ImageLaterality = side
+    elif part:
+        dataset.Laterality = ""
+    else:
+        dataset.ImageLaterality = "U"
 
 
 def add_pixel_history(dataset: Dataset, headers: Sequence[Dataset]) -> None:
@@ -286,8 +295,7 @@ def add_pixel_history(dataset: Dataset, headers: Sequence[Dataset]) -> None:
     if lossy:
         dataset.LossyImageCompression = "01"
         for keyword in ("LossyImageCompressionRatio", "LossyImageCompressionMethod"):
-            if lossy[0].get(keyword):
-                dataset[keyword] = copy.deepcopy(lossy[0][keyword])
+            _copy(lossy[0], keyword, dataset)
     elif all(header.get("LossyImageCompression") == "00" for header in headers):
         dataset.LossyImageCompression = "00"
     burned = any(header.get("BurnedInAnnotation") == "YES" for header in headers)

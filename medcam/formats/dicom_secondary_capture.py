@@ -21,6 +21,7 @@ from pydicom.valuerep import DSfloat
 
 from medcam.errors import OutputError
 from medcam.formats import dicom_derived
+from medcam.formats.dicom_files import said
 from medcam.formats.whole import whole_file
 from medcam.geometry import Grid
 from medcam.render import display_range, overlay_rgb
@@ -72,7 +73,7 @@ def write_secondary_capture(heatmap: Heatmap, volume: Volume, path: Path) -> Non
     if slices[0].get("ImagePositionPatient"):
         _add_places(dataset, slices)
     else:
-        _add_film(dataset, slices[0], volume.source.spaced)
+        _add_film_spacing(dataset, slices[0])
     _add_pixels(dataset, heatmap, volume, list(headers))
     with whole_file(path) as temporary:
         dataset.save_as(temporary, enforce_file_format=True)
@@ -116,11 +117,8 @@ def _add_places(dataset: Dataset, slices: list[Dataset]) -> None:
     along = positions @ np.cross(directions[:3], directions[3:])
     measures, orientation, shared = Dataset(), Dataset(), Dataset()
     measures.PixelSpacing = _decimals(first.PixelSpacing)
-    thickness = first.get("SliceThickness")
-    if thickness:
+    if thickness := said(first, "SliceThickness"):
         measures.SliceThickness = _decimals([thickness])[0]
-    if len(slices) > 1:
-        measures.SpacingBetweenSlices = _decimals([np.diff(along).mean()])[0]
     orientation.ImageOrientationPatient = _decimals(directions)
     shared.PixelMeasuresSequence, shared.PlaneOrientationSequence = [measures], [orientation]
     dataset.SharedFunctionalGroupsSequence = [shared]
@@ -135,11 +133,13 @@ def _add_places(dataset: Dataset, slices: list[Dataset]) -> None:
         dataset.FrameIncrementPointer = tag_for_keyword("SliceLocationVector")
 
 
-def _add_film(dataset: Dataset, header: Dataset, spaced: bool) -> None:
-    if spaced and header.get("PixelSpacing"):
-        dataset.PixelSpacing = _decimals(header.PixelSpacing)
-        if header.get("PixelSpacingCalibrationType"):
-            dataset.PixelSpacingCalibrationType = header.PixelSpacingCalibrationType
+def _add_film_spacing(dataset: Dataset, header: Dataset) -> None:
+    """Copy PixelSpacing if it makes sense. ImagerPixelSpacing will not do: at the detector, lengths are too long."""
+    spacing = said(header, "PixelSpacing")
+    if spacing is not None and min(spacing) > 0:
+        dataset.PixelSpacing = _decimals(spacing)
+        if kind := said(header, "PixelSpacingCalibrationType"):
+            dataset.PixelSpacingCalibrationType = kind
 
 
 def _add_pixels(dataset: Dataset, heatmap: Heatmap, volume: Volume, slices: list[int]) -> None:

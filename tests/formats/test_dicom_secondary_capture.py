@@ -100,7 +100,6 @@ MADE = {
         "tags": {"BodyPartExamined": "ABDOMEN"},
     },
     "a right knee": {"tags": {"BodyPartExamined": "KNEE", "Laterality": "R"}},
-    "a knee of an unknown side": {"tags": {"BodyPartExamined": "KNEE"}},
     "no named part": {"tags": {"BodyPartExamined": None}},
     "the chest by another name": {"tags": {"BodyPartExamined": "THORAX"}},
     "no frame of reference": {"tags": {"FrameOfReferenceUID": None}},
@@ -130,6 +129,7 @@ def test_the_validator_has_nothing_against_an_overlay_on(case: str, tmp_path: Pa
         ("CR", ("L", "F"), {"BodyPartExamined": "CHEST", "PixelSpacing": ["0.2", "0.3"]}),
         ("CR", None, {"PixelSpacing": ["0", "0"]}),
         ("DX", ("A", "F"), {"ImagerPixelSpacing": ["0.14", "0.14"]}),
+        ("DX", ("P", "F"), {"ImagerPixelSpacing": ["0.14", "0.14"], "PixelSpacing": ["0", "0"]}),
         ("DX", ("L", "F"), {"BodyPartExamined": "HAND", "ImageLaterality": "L"}),
     ],
 )
@@ -425,7 +425,7 @@ def test_what_happened_to_the_sources_pixels_is_carried_on(tmp_path: Path) -> No
         ("CHEST", "", ("CHEST", None)),
         ("THORAX", None, ("CHEST", None)),
         ("KNEE", "R", ("KNEE", "R")),
-        ("KNEE", None, ("KNEE", "U")),
+        ("KNEE", None, ("KNEE", None)),
         (None, None, (None, "U")),
         (None, "L", (None, "L")),
     ],
@@ -440,6 +440,13 @@ def test_sides_are_named_where_the_body_part_has_one(
         header.Laterality = side
     dicom_derived.add_body_part(dataset, header)
     assert (dataset.get("BodyPartExamined"), dataset.get("ImageLaterality")) == expected
+
+
+def test_a_knee_of_an_unknown_side_is_the_sources_one_fault(tmp_path: Path) -> None:
+    dataset = written(made_series(tmp_path / "series", tags={"BodyPartExamined": "KNEE"}), tmp_path)
+    assert dataset.Laterality == ""
+    (found,) = complaints(tmp_path / "overlay.dcm")
+    assert found.startswith("Warning - </Laterality(")
 
 
 def test_an_image_that_is_not_dicom_is_refused_with_what_to_do(tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from medcam.explain.capture import find_layer, skeleton, spatial_tensor
+from medcam.engine.capture import find_layer, skeleton, spatial_tensor
 
 _aten = torch.ops.aten
 

@@ -12,10 +12,10 @@ import torch
 from monai.networks.nets import DenseNet121, UNet
 from torch import Tensor, nn
 
-from explain.toy_networks import Classifier, Reused, Segmenter, Tuples, conv, image
+from engine.toy_networks import Classifier, Reused, Segmenter, Tuples, conv, image
 from medcam.errors import MedcamError, ModelError, UsageError
-from medcam.explain import Relevance, relevance
-from medcam.explain.capture import capture, gradient
+from medcam.engine import Relevance, relevance
+from medcam.engine.capture import capture, gradient
 from medcam.lesion_net import LesionNet
 
 DIMS = pytest.mark.parametrize("dims", [2, 3])

@@ -14,11 +14,11 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from medcam.errors import UsageError
-from medcam.explain import cams
-from medcam.explain.capture import capture, gradient
-from medcam.explain.footprint import even_spread, footprints
-from medcam.explain.layers import default_layer, feature_layers
-from medcam.explain.targets import (
+from medcam.engine import cams
+from medcam.engine.capture import capture, gradient
+from medcam.engine.footprint import even_spread, footprints
+from medcam.engine.layers import default_layer, feature_layers
+from medcam.engine.targets import (
     Target,
     check_classes,
     class_score,

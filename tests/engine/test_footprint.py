@@ -8,8 +8,8 @@ import torch
 from monai.networks.nets import DenseNet121, DynUNet, EfficientNetBN, SegResNet, UNet, ViT, VNet, resnet18
 from torch import Tensor, nn
 
-from explain.toy_networks import Classifier, Segmenter, conv, image
-from medcam.explain.footprint import footprints
+from engine.toy_networks import Classifier, Segmenter, conv, image
+from medcam.engine.footprint import footprints
 
 DIMS = pytest.mark.parametrize("dims", [2, 3])
 

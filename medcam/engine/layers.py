@@ -11,9 +11,9 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from medcam.errors import UsageError
-from medcam.explain.capture import run, skeleton, spatial_tensor
-from medcam.explain.footprint import Footprint, footprints
-from medcam.explain.targets import output_tensor
+from medcam.engine.capture import run, skeleton, spatial_tensor
+from medcam.engine.footprint import Footprint, footprints
+from medcam.engine.targets import output_tensor
 
 
 @dataclass(frozen=True)

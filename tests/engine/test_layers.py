@@ -7,9 +7,9 @@ import torch
 from monai.networks.nets import DynUNet, SegResNet, UNet, VNet, resnet18
 from torch import nn
 
-from explain.toy_networks import Classifier, Segmenter, image
+from engine.toy_networks import Classifier, Segmenter, image
 from medcam.errors import UsageError
-from medcam.explain.layers import default_layer, feature_layers
+from medcam.engine.layers import default_layer, feature_layers
 from medcam.lesion_net import LesionNet
 
 DIMS = pytest.mark.parametrize("dims", [2, 3])
