@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 
-from bundle_phantom import FACTORY, small_net, write_bundle
+from models.bundle_phantom import FACTORY, small_net, write_bundle
 from formats.dicom_phantom import GEOMETRIES, stored_values, write_series
 from medcam.cli import main
 from medcam.recipe import Recipe

@@ -26,7 +26,7 @@ MAY_KNOW = {
     "prepare": {"geometry", "volume"},
     "validate": {"geometry", "volume"},
     "engine": set(),
-    "models": {"samples"},
+    "models": {"samples", "lesion_net"},
     "pipeline": {"geometry", "volume", "recipe", "engine", "models", "prepare"},
 }
 TOP = {"cli", "commands", "doctor", "__init__", "__main__"}

@@ -19,10 +19,10 @@ from typing import Any
 
 from torch import nn
 
-from medcam.checkpoints import is_torchscript, load_torchscript, load_weights, read_state
-from medcam.configs import SUFFIXES, build, compose, find, read_config
+from medcam.models.checkpoints import is_torchscript, load_torchscript, load_weights, read_state
+from medcam.models.configs import SUFFIXES, build, compose, find, read_config
 from medcam.errors import ModelError
-from medcam.user_code import first_line, importable
+from medcam.models.user_code import first_line, importable
 
 _CONFIGS = ("inference", "infer", "evaluate", "test", "train")
 _NETWORKS = ("network_def", "network", "net", "model")
@@ -138,7 +138,7 @@ def load_bundle(folder: Path, *, trust_code: bool, device: str, say: Callable[[s
         input_channels=_count(inputs.get("num_channels")),
         spatial_dims=_count(dims) or (len(shape) if shape else None),
         spatial_shape=shape,
-        notes=(*notes, "medcam set the network to evaluation mode"),
+        notes=tuple(notes),
     )
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from bundle_phantom import Marker, phantom_image, small_net
+from models.bundle_phantom import Marker, phantom_image, small_net
 from torch import Tensor, nn
 
 from medcam.errors import ModelError

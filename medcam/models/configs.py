@@ -14,10 +14,10 @@ from monai.bundle.config_item import ConfigExpression
 from monai.transforms import Compose
 from monai.transforms.traits import RandomizableTrait
 
-from medcam.checkpoints import TRUST_MEANS
-from medcam.config_trust import adapt_arguments, code_in, prune
+from medcam.models.checkpoints import TRUST_MEANS
+from medcam.models.config_trust import adapt_arguments, code_in, prune
 from medcam.errors import ModelError
-from medcam.user_code import first_line, missing_package, pip_hint
+from medcam.models.user_code import first_line, missing_package, pip_hint
 
 SUFFIXES = (".json", ".yaml", ".yml")
 # medcam reads the image and gives the transforms a tensor whose first axis is the channel, on the device that it runs on.

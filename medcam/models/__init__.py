@@ -26,10 +26,10 @@ import numpy as np
 import torch
 from torch import nn
 
-from medcam.checkpoints import is_torchscript, load_torchscript, load_weights, missing_factory, read_state, refuse_text
+from medcam.models.checkpoints import is_torchscript, load_torchscript, load_weights, missing_factory, read_state, refuse_text
 from medcam.errors import ModelError
 from medcam.samples import sample_path
-from medcam.user_code import call_factory, first_line, nearest, neighbours
+from medcam.models.user_code import call_factory, first_line, nearest, neighbours
 
 DEMOS = {"demo-mri": "demo_mri", "demo-cxr": "demo_cxr"}
 _CHECKPOINTS = (".pt", ".pth", ".ckpt", ".safetensors", ".bin", ".pkl", ".tar")
@@ -37,7 +37,6 @@ _CLOSED_LAYERS = (
     "TorchScript keeps its layers closed: gradients at the input and perturbation methods work, the CAM methods do not. "
     "For these, export the network with torch.export (.pt2), or give its weights with a factory"
 )
-_EVALUATION = "medcam set the network to evaluation mode"
 
 
 @dataclass(frozen=True, eq=False)
@@ -169,7 +168,7 @@ def _load(path: Path, factory: str | None, trust_code: bool, device: str, say: C
         return _exported(path, trust_code, device, say)
     if kind == "torchscript":
         network: nn.Module = load_torchscript(path, trust_code=trust_code, say=say).eval()
-        return _from_file(network, path, kind, (_EVALUATION,))
+        return _from_file(network, path, kind, ())
     return _checkpoint(path, factory, trust_code, say)
 
 
@@ -210,7 +209,7 @@ def _kind(path: Path) -> str:
 
 
 def _bundle(path: Path, trust_code: bool, device: str, say: Callable[[str], None]) -> Model:
-    from medcam.bundles import load_bundle, unpacked
+    from medcam.models.bundles import load_bundle, unpacked
 
     if path.is_dir():
         bundle = load_bundle(path, trust_code=trust_code, device=device, say=say)
@@ -234,7 +233,7 @@ def _bundle(path: Path, trust_code: bool, device: str, say: Callable[[str], None
 
 
 def _exported(path: Path, trust_code: bool, device: str, say: Callable[[str], None]) -> Model:
-    from medcam.exported import load_exported
+    from medcam.models.exported import load_exported
 
     network, shape, notes = load_exported(path.read_bytes(), path.name, trust_code=trust_code, device=device, say=say)
     model = _from_file(network, path, "exported program", notes)
@@ -247,17 +246,16 @@ def _exported(path: Path, trust_code: bool, device: str, say: Callable[[str], No
 
 def _checkpoint(path: Path, factory: str | None, trust_code: bool, say: Callable[[str], None]) -> Model:
     state = read_state(path, trust_code=trust_code, say=say)
-    notes: tuple[str, ...] = (_EVALUATION,)
     if factory is None:
         if not isinstance(state, nn.Module):
             raise missing_factory(path)
-        return _from_file(state.eval(), path, "checkpoint", notes)
+        return _from_file(state.eval(), path, "checkpoint", ())
     network = call_factory(factory)
     if not isinstance(network, nn.Module):
         raise ModelError(f"the factory {factory} returned a {type(network).__name__}; expected a torch.nn.Module")
     weights = state.state_dict() if isinstance(state, nn.Module) else state
     adapted = load_weights(network, weights, path.name)
-    return _from_file(network.eval(), path, "checkpoint", (f"the network was built by {factory}", *adapted, *notes))
+    return _from_file(network.eval(), path, "checkpoint", (f"The network was built by {factory}.", *adapted))
 
 
 def _from_file(network: nn.Module, path: Path, kind: str, notes: tuple[str, ...]) -> Model:
@@ -278,7 +276,7 @@ def _from_file(network: nn.Module, path: Path, kind: str, notes: tuple[str, ...]
 def _preprocessing(
     asked: str | Path, trust_code: bool, say: Callable[[str], None]
 ) -> tuple[Callable[..., Any], tuple[str, ...]]:
-    from medcam.configs import SUFFIXES, build, compose, find, read_config
+    from medcam.models.configs import SUFFIXES, build, compose, find, read_config
 
     path = Path(asked)
     if path.suffix.lower() not in SUFFIXES:

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from medcam.errors import ModelError
-from medcam.user_code import EXAMPLE, first_line, pip_hint
+from medcam.models.user_code import EXAMPLE, first_line, pip_hint
 
 # The names under which training programs put the weights among optimiser state, epoch numbers and the like.
 _WRAPPERS = ("state_dict", "model_state_dict", "network_weights", "model", "network", "net", "weights")

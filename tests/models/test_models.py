@@ -13,10 +13,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from bundle_phantom import FACTORY, Marker, phantom_image, small_net, write_bundle
+from models.bundle_phantom import FACTORY, Marker, phantom_image, small_net, write_bundle
 from torch import Tensor, nn
 
-from medcam.checkpoints import load_weights
+from medcam.models.checkpoints import load_weights
 from medcam.errors import InputError, ModelError
 from medcam.models import DEMOS, Model, load_model, wrap_module
 from medcam.samples import sample_path

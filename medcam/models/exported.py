@@ -20,9 +20,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from medcam.checkpoints import TRUST_MEANS
+from medcam.models.checkpoints import TRUST_MEANS
 from medcam.errors import ModelError
-from medcam.user_code import first_line
+from medcam.models.user_code import first_line
 
 if TYPE_CHECKING:
     from torch.export import ExportedProgram
