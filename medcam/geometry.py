@@ -140,16 +140,38 @@ def covers(grid: Grid, onto: Grid) -> Bool[np.ndarray, "i j k"]:
     """Tell for each voxel of `onto` whether its centre lies in a voxel of `grid`."""
     matrix = index_map(onto, grid)
     inside = np.ones(onto.shape, bool)
+    if (axes := _axis_pairs(matrix, onto.shape)) is not None:
+        for axis, target in enumerate(axes):
+            position = matrix[axis, target] * np.arange(onto.shape[target]) + matrix[axis, 3]
+            inside &= _along(_within(position, grid.shape[axis]), target)
+        return inside
     for axis, n in enumerate(grid.shape):
         i, j, k = (matrix[axis, a] * np.arange(onto.shape[a]) for a in range(3))
         in_plane = i[:, None] + j + matrix[axis, 3]
         # One slice at a time: a position is a sum of three terms, and the whole volume of them in float64 would dwarf the result.
         for slice_index, step in enumerate(k):
-            position = in_plane + step
-            inside[:, :, slice_index] &= (position >= -0.5 - _NEGLIGIBLE_VOXELS) & (
-                position <= n - 0.5 + _NEGLIGIBLE_VOXELS
-            )
+            inside[:, :, slice_index] &= _within(in_plane + step, n)
     return inside
+
+
+def _within(position: np.ndarray, n: int) -> np.ndarray:
+    inside: np.ndarray = (position >= -0.5 - _NEGLIGIBLE_VOXELS) & (position <= n - 0.5 + _NEGLIGIBLE_VOXELS)
+    return inside
+
+
+def _along(values: np.ndarray, axis: int) -> np.ndarray:
+    """Return a 1D array as one that broadcasts along one axis of three."""
+    shape = [1, 1, 1]
+    shape[axis] = -1
+    return values.reshape(shape)
+
+
+def _axis_pairs(matrix: np.ndarray, shape: tuple[int, int, int]) -> list[int] | None:
+    """Return for each axis of the one grid the axis of the other, of `shape`, that runs along it; None if any is oblique to them."""
+    reach = np.abs(matrix[:3, :3]) * np.array(shape, float)
+    main = [int(a) for a in np.argmax(reach, axis=1)]
+    separable = ((reach > _NEGLIGIBLE_VOXELS).sum(axis=1) <= 1).all() and sorted(main) == [0, 1, 2]
+    return main if separable else None
 
 
 def resample(
@@ -199,35 +221,28 @@ def resample(
     result = _interpolate(values, matrix, onto.shape, nearest)
     if blind is not None:
         result[blind] = np.nan
-    region = grid if within is None else within
-    if not region.is_close(onto):
-        result[~covers(region, onto)] = outside
+    inside = covers(grid if within is None else within, onto)
+    if not inside.all():
+        result[~inside] = outside
     return result
 
 
 def _interpolate(
     values: np.ndarray, values_from_result: np.ndarray, shape: tuple[int, int, int], nearest: bool
 ) -> np.ndarray:
-    extent = np.array(shape, float)
-    linear = values_from_result[:3, :3]
+    linear, shift = values_from_result[:3, :3], values_from_result[:3, 3]
     # Where each axis of the result runs along one axis of the values, interpolation separates: the cost of a copy or two.
-    counts = (np.abs(linear) * extent > _NEGLIGIBLE_VOXELS).sum(axis=1)
-    main = np.argmax(np.abs(linear) * extent, axis=1)
-    if (counts <= 1).all() and sorted(main) == [0, 1, 2]:
-        result = values.transpose(np.argsort(main))
+    if (axes := _axis_pairs(values_from_result, shape)) is not None:
+        result = np.ascontiguousarray(values.transpose(np.argsort(axes)))
         # Growing the axis that grows least first keeps every intermediate small.
-        axes = sorted(range(3), key=lambda a: shape[main[a]] / values.shape[a])
-        for axis in axes:
-            target = int(main[axis])
-            position = linear[axis, target] * np.arange(shape[target]) + values_from_result[axis, 3]
-            result = _interpolate_axis(result, target, position, nearest)
-        return np.ascontiguousarray(result)
+        for axis in sorted(range(3), key=lambda a: shape[axes[a]] / values.shape[a]):
+            position = linear[axis, axes[axis]] * np.arange(shape[axes[axis]]) + shift[axis]
+            result = _interpolate_axis(result, axes[axis], position, nearest)
+        return result
     from scipy.ndimage import affine_transform
 
     result = np.empty(shape, np.float32)
-    affine_transform(
-        values, linear, values_from_result[:3, 3], shape, output=result, order=0 if nearest else 1, mode="nearest"
-    )
+    affine_transform(values, linear, shift, shape, output=result, order=0 if nearest else 1, mode="nearest")
     return result
 
 
@@ -248,10 +263,14 @@ def _interpolate_axis(values: np.ndarray, axis: int, position: np.ndarray, neare
         rows = np.arange(len(position))
         weights[rows, low] = 1 - share
         weights[rows, low + 1] += share
-        return np.moveaxis(np.moveaxis(values, axis, -1) @ weights.T, -1, axis)
-    along = [1, 1, 1]
-    along[axis] = -1
-    share = share.reshape(along)
+        # Each product leaves its result contiguous.
+        if axis == 2:
+            result = values @ weights.T
+        else:
+            flat = values.reshape(n, -1) if axis == 0 else values
+            result = np.matmul(weights, flat).reshape(*values.shape[:axis], len(position), *values.shape[axis + 1 :])
+        return result
+    share = _along(share, axis)
     result = values.take(low, axis=axis)
     result *= 1 - share
     upper = values.take(low + 1, axis=axis)

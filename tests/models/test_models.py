@@ -328,7 +328,7 @@ def test_a_module_of_the_users_own_is_wrapped_untouched() -> None:
 
 @pytest.mark.parametrize(("name", "dims"), [("demo-mri", 3), ("demo-cxr", 2)])
 def test_the_demonstration_models_load_without_trust(name: str, dims: int) -> None:
-    folder = Path(__file__).parents[1] / "data_samples" / "models" / DEMOS[name]
+    folder = Path(__file__).parents[2] / "data_samples" / "models" / DEMOS[name]
     if not (folder / "models" / "model.pt").exists():
         pytest.skip(f"{folder.name} is not made yet")
     model = load_model(name)
