@@ -118,7 +118,7 @@ def _with_names(notes: Sequence[str], classes: Sequence[int], names: Sequence[st
         return list(notes)
     c = classes[0]
     return [
-        note.replace(f"predicted class, {c},", f"predicted class, {_class_label(c, names)},").replace(
+        note.replace(f" class, {c},", f" class, {_class_label(c, names)},").replace(
             f"predicts class {c} ", f"predicts {_class_label(c, names)} "
         )
         for note in notes

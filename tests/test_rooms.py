@@ -85,3 +85,13 @@ def test_the_package_holds_no_print_bare_except_or_assert() -> None:
             assert not isinstance(node, ast.Assert), path
             assert not (isinstance(node, ast.ExceptHandler) and node.type is None), path
             assert not (isinstance(node, ast.Call) and getattr(node.func, "id", "") == "print"), path
+
+
+def test_an_explanation_does_not_load_torchs_compiler() -> None:
+    code = (
+        "import torch, medcam\nfrom medcam.lesion_net import LesionNet\n"
+        "medcam.relevance(LesionNet(2, (2, 3, 4, 4)).eval(), torch.randn(1, 1, 32, 40))\n"
+        "import sys; sys.stderr.write('compiler' if 'torch._dynamo' in sys.modules else 'none')"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stderr.endswith("none")

@@ -181,12 +181,21 @@ def _notes(
     for n in range(values.shape[0]):
         notes = []
         if target is None:
-            notes.append(f"No target was given; the predicted class, {classes[n]}, is explained.")
+            notes.append(_choice(logits[n], classes[n]))
         if regions is not None and not regions[n]:
             notes.append(f"The network predicts class {classes[n]} nowhere; its score is summed over the whole output.")
         notes.extend(_doubts(values[n], slope[n]))
         every.append(notes)
     return every
+
+
+def _choice(logits: Tensor, chosen: int) -> str:
+    """Say which class was explained since no target was given."""
+    if logits.shape[0] > 1:
+        return f"No target was given; the predicted class, {chosen}, is explained."
+    unlikely = logits.ndim == 1 and float(logits[0]) < 0
+    doubt = ", which the network finds unlikely here" if unlikely else ""
+    return f"No target was given; the network's only class, {chosen}, is explained{doubt}."
 
 
 def _doubts(values: Tensor, slope: Tensor) -> list[str]:

@@ -120,6 +120,11 @@ class _Positions(TorchDispatchMode):
         self._neutral = neutral
         self._dims = dims
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        # The answer True, torch's default, makes the first call import torch._dynamo: seconds, for a compiler that nobody runs here.
+        return False
+
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         name = func.overloadpacket.__name__

@@ -229,6 +229,9 @@ def test_a_single_logit_speaks_for_class_0_with_a_sigmoid(dims: int) -> None:
     found = relevance(network, x)
     assert (found.layer, found.classes) == ("features", (0, 0))
     torch.testing.assert_close(found.probabilities, found.scores.sigmoid())
+    unlikely = [", which the network finds unlikely here" if s < 0 else "" for s in found.scores]
+    for notes, doubt in zip(found.notes, unlikely, strict=True):
+        assert notes[-1] == f"No target was given; the network's only class, 0, is explained{doubt}."
     chance = relevance(network, x, score="probability")
     torch.testing.assert_close(chance.scores, found.probabilities)
     slope = found.probabilities * (1 - found.probabilities)
