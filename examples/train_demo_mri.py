@@ -339,7 +339,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True, help="folder of the MONAI bundle to write")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--steps", type=int, default=600)
+    parser.add_argument("--steps", type=int, default=1000)
     parser.add_argument("--heads", type=int, default=60, help="held-out heads to measure on")
     parser.add_argument(
         "--quick", action="store_true", help="a smoke run of seconds on tiny heads; the model knows nothing"

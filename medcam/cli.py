@@ -114,17 +114,17 @@ def _run(arguments: list[str]) -> int:
 
 def _parsers() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParser]]:
     raw = argparse.RawDescriptionHelpFormatter
-    common = argparse.ArgumentParser(add_help=False)
+    common = _Parser(add_help=False)
     common.add_argument("--json", action="store_true", help="print one JSON document instead of text")
     common.add_argument("--quiet", action="store_true", help="no progress on stderr")
     common.add_argument("--debug", action="store_true", help="show the traceback of an error")
 
-    model = argparse.ArgumentParser(add_help=False)
+    model = _Parser(add_help=False)
     model.add_argument("--factory", metavar="MODULE:FUNCTION", help="what builds the network of a state dict; may have literal arguments")
     model.add_argument("--trust-code", action="store_true", help="allow code in the model's files to run; it is listed first")
     model.add_argument("--device", default="cpu", help="cpu (default), cuda, cuda:1, ...")
 
-    image = argparse.ArgumentParser(add_help=False)
+    image = _Parser(add_help=False)
     image.add_argument("--series", help="which DICOM series: its number, or its UID or the end of it")
     image.add_argument("--volume", type=int, metavar="N", help="which volume of a 4D NIfTI, from 0")
     image.add_argument("--allow-gaps", action="store_true", help="fill missing DICOM slices by interpolation")
@@ -151,7 +151,7 @@ def _parsers() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentPars
     explain.add_argument("--slice", type=int, metavar="K", help="the slice for a 2D network, from 0")
     explain.add_argument("--lesion", metavar="MASK", help="a lesion mask: outlined in pictures, and tested for the peak")
     explain.add_argument("--formats", default="nifti,png", help="any of nifti, dicom-sc, png, separated by commas (default: nifti,png)")
-    explain.add_argument("--threshold", type=float, default=0.5, help="where masks are cut, as a fraction of the maximum (default 0.5)")
+    explain.add_argument("--threshold", type=float, default=0.5, help="where masks and colours begin, as a fraction of the maximum (default 0.5)")
     explain.add_argument("--out", metavar="DIR", default="medcam-out", help="where results go (default: medcam-out)")
     explain.add_argument("--config", metavar="FILE", help="JSON or YAML with any of these options; the command line wins")
 

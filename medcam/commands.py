@@ -32,7 +32,7 @@ def explain(options: Namespace, say: Say) -> Result:
     if not options.model:
         raise UsageError("--model is missing: name a bundle, a .pt2, weights with --factory, demo-mri or demo-cxr")
     formats = [name.strip() for name in options.formats.split(",") if name.strip()]
-    volumes = []
+    volumes: list[Volume] = []
     for image in options.images:
         say(f"reading image {len(volumes) + 1} of {len(options.images)}")
         volumes.append(read(image, series=options.series, volume=options.volume, allow_gaps=options.allow_gaps))

@@ -65,7 +65,7 @@ def _device() -> list[Finding]:
 
 def _decoders() -> Finding:
     try:
-        from pydicom.pixels import get_decoder
+        from pydicom.pixels.decoders.base import get_decoder
         from pydicom.uid import UID
     except ImportError:
         return Finding("decoders", False, "pydicom is missing")

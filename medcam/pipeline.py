@@ -130,10 +130,12 @@ def _place(
 ) -> Heatmap:
     """Put the map on the source's grid by one interpolation, from feature cells to voxels."""
     values = found.values[0].cpu().numpy()
-    flat = (1,) * (3 - values.ndim)
-    cells = ready.grid.coarsened(
-        (*values.shape, *flat), (*found.stride, *map(float, flat)), (*found.offset, *(0.0 for _ in flat))
+    # A map in two dimensions lies on one slice.
+    (i, j, k), (di, dj, dk), (oi, oj, ok) = (
+        (*along, *(default,) * (3 - values.ndim))
+        for along, default in ((values.shape, 1), (found.stride, 1.0), (found.offset, 0.0))
     )
+    cells = ready.grid.coarsened((int(i), int(j), int(k)), (di, dj, dk), (oi, oj, ok))
     grid = volumes[0].grid
     placed = resample(values.reshape(cells.shape), cells, grid, within=ready.grid)
     target = _class_label(found.classes[0], model.class_names) if found.classes else "a target of the caller's own"

@@ -23,7 +23,7 @@ from matplotlib.patches import Rectangle
 from matplotlib.text import Text
 
 from medcam.errors import UsageError
-from medcam.formats.whole import whole_file
+from medcam.whole_file import whole_file
 from medcam.geometry import Grid, index_map, resample
 from medcam.volume import Heatmap, Source, Volume
 
@@ -34,7 +34,7 @@ _Align = Literal["left", "center", "right"]
 COLOURS = "plasma"
 """matplotlib's and NiiVue's name of the colours of relevance: perceptually uniform, and never grey like anatomy."""
 THRESHOLD = 0.3
-"""The fraction of the maximum below which no colour is shown."""
+"""The fraction of the maximum below which no colour is shown, unless told otherwise."""
 _OPACITY = (0.45, 0.85)
 _SOFT_TISSUE_HU = (-160.0, 240.0)
 

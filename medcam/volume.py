@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -142,7 +143,7 @@ class Heatmap:
     def __post_init__(self) -> None:
         _freeze(self, "relevance", np.asarray(self.relevance, np.float32))
 
-    @property
+    @cached_property
     def maximum(self) -> float:
         """The largest relevance, or NaN where nothing was looked at."""
         seen = self.relevance[np.isfinite(self.relevance)]

@@ -111,10 +111,9 @@ def find_layer(network: nn.Module, layer: str) -> nn.Module:
     UsageError
         If there is none; the nearest names are offered.
     """
-    modules = dict(network.named_modules())
-    modules.pop("", None)
-    if (found := modules.get(layer)) is not None:
-        return found
+    modules: dict[str, nn.Module] = {name: module for name, module in network.named_modules() if name}
+    if layer in modules:
+        return modules[layer]
     near = difflib.get_close_matches(layer, modules, n=3, cutoff=0.4)
     hint = f"did you mean {' or '.join(near)}?" if near else "`medcam inspect` lists the layers"
     raise UsageError(f"the network has no layer '{layer}'; {hint}")

@@ -107,7 +107,7 @@ def write(
     formats
         Names from `WRITERS`.
     threshold
-        The fraction of the maximum (0 to 1) at which a mask is cut.
+        The fraction of the maximum (0 to 1, both excluded) from which a mask is set and pictures are coloured.
     label
         How file names begin; by default the source's label and the method.
     lesion
@@ -124,8 +124,8 @@ def write(
     for name in wanted:
         if name not in WRITERS:
             raise UsageError(f"there is no format '{name}'; medcam writes {', '.join(WRITERS)}")
-    if not 0 < threshold <= 1:
-        raise UsageError(f"a threshold is a fraction of the maximum, above 0 and up to 1, not {threshold}")
+    if not 0 < threshold < 1:
+        raise UsageError(f"a threshold is a fraction of the maximum, above 0 and below 1, not {threshold}")
     folder = Path(folder)
     label = f"{heatmap.source.label}_{heatmap.recipe.method.replace('-', '')}" if label is None else label
     written: list[Path] = []
@@ -151,7 +151,7 @@ def _dicom_sc(
     from medcam.formats.dicom_secondary_capture import write_secondary_capture
 
     path = folder / f"{label}_sc.dcm"
-    write_secondary_capture(heatmap, volume, path)
+    write_secondary_capture(heatmap, volume, path, threshold=threshold)
     return (path,)
 
 
@@ -161,7 +161,7 @@ def _png(
     from medcam.render import montage, save_png
 
     path = folder / f"{label}.png"
-    save_png(montage(heatmap, volume, lesion=lesion), path)
+    save_png(montage(heatmap, volume, lesion=lesion, threshold=threshold), path)
     return (path,)
 
 

@@ -14,23 +14,28 @@ import copy
 import numpy as np
 from jaxtyping import Float32, Num
 from pydicom import Dataset, FileDataset
+from pydicom.encaps import get_frame
 from pydicom.pixels.decoders.base import get_decoder
 from pydicom.pixels.processing import apply_modality_lut
 from pydicom.pixels.utils import pixel_array
-from pydicom.uid import UID, RLELossless
+from pydicom.uid import UID
 
 from medcam.errors import InputError
+from medcam.formats.dicom_codestream import declared
 from medcam.formats.dicom_files import said
 
 PIXEL_KEYWORDS = ("PixelData", "FloatPixelData", "DoubleFloatPixelData")
-# What decodes each kind of compression, by how its transfer syntax starts. pylibjpeg-libjpeg is under the GPL.
-_WHEELS = (
-    ("1.2.840.10008.1.2.4.51", "pylibjpeg pylibjpeg-libjpeg"),
-    ("1.2.840.10008.1.2.4.5", "python-gdcm"),
-    ("1.2.840.10008.1.2.4.70", "python-gdcm"),
-    ("1.2.840.10008.1.2.4.8", "pyjpegls"),
-    ("1.2.840.10008.1.2.4.9", "pylibjpeg pylibjpeg-openjpeg"),
-    ("1.2.840.10008.1.2.4.20", "pylibjpeg pylibjpeg-openjpeg"),
+# The decoders of each kind of compression, by how its transfer syntax starts: pydicom's names for them, in the order in
+# which they are tried, and the wheels to install. pydicom would try whatever is there, but on a damaged stream
+# pylibjpeg-rle panics past any handler and pylibjpeg-libjpeg (GPL) hangs; the latter alone knows 12 bits of JPEG Extended.
+_DECODERS = (
+    ("1.2.840.10008.1.2.5", ("pydicom",), "pydicom"),
+    ("1.2.840.10008.1.2.4.51", ("gdcm", "pylibjpeg"), "pylibjpeg pylibjpeg-libjpeg"),
+    ("1.2.840.10008.1.2.4.5", ("gdcm",), "python-gdcm"),
+    ("1.2.840.10008.1.2.4.70", ("gdcm",), "python-gdcm"),
+    ("1.2.840.10008.1.2.4.8", ("pyjpegls", "gdcm"), "pyjpegls"),
+    ("1.2.840.10008.1.2.4.9", ("pylibjpeg", "gdcm"), "pylibjpeg pylibjpeg-openjpeg"),
+    ("1.2.840.10008.1.2.4.20", ("pylibjpeg",), "pylibjpeg pylibjpeg-openjpeg"),
 )
 
 
@@ -50,8 +55,8 @@ def real_world(dataset: FileDataset) -> Float32[np.ndarray, "j i"]:
     stored = _stored(dataset)
     if stored.shape != (dataset.Rows, dataset.Columns):
         raise InputError(
-            f"is damaged: its pixels have shape {stored.shape}, its header says {dataset.Rows} rows and {dataset.Columns} "
-            "columns; fetch it again"
+            f"is damaged: its pixels have shape {stored.shape}, its header says {dataset.Rows} rows and "
+            f"{dataset.Columns} columns; fetch it again"
         )
     if "ModalityLUTSequence" in dataset:
         values = _by_table(stored, dataset)
@@ -133,21 +138,34 @@ def _stored(dataset: FileDataset) -> Num[np.ndarray, "j i"]:
             f"keeps its {bits} bits at the upper end of each word (HighBit {high}), which DICOM has given up; "
             "convert it with a current tool first"
         )
-    if syntax.is_encapsulated:
-        _refuse_without_decoder(syntax)
-    elif dataset["PixelData"].is_undefined_length:
+    if not syntax.is_encapsulated and dataset["PixelData"].is_undefined_length:
         raise InputError("is compressed and does not say how: its file header is missing; export it again")
+    failures = []
+    if syntax.is_encapsulated:
+        _refuse_other_sizes(dataset)
+    for plugin in _decoders(syntax) if syntax.is_encapsulated else ("",):
+        try:
+            return np.asarray(pixel_array(dataset, raw=True, decoding_plugin=plugin))
+        except Exception as error:  # noqa: BLE001 (a damaged stream makes the decoders raise nearly anything)
+            failures.append(error)
+    raise InputError(
+        f"holds pixels ({syntax.name}) that cannot be decoded; it may be damaged or cut short: fetch it again "
+        f"({'; '.join(_brief(error) for error in failures)})"
+    ) from failures[0]
+
+
+def _refuse_other_sizes(dataset: FileDataset) -> None:
     try:
-        # A damaged stream makes pylibjpeg-rle panic past any handler, so run-length encoding is left to pydicom itself.
-        plugin = "pydicom" if syntax == RLELossless else ""
-        return np.asarray(pixel_array(dataset, raw=True, decoding_plugin=plugin))
-    except Exception as error:  # a damaged stream makes the decoders raise nearly anything
-        wheel = _wheel(syntax)
-        remedy = "fetch it again" + (f", or try the decoder that comes with: pip install {wheel}" if wheel else "")
+        found = declared(get_frame(dataset.PixelData, 0, number_of_frames=1))
+    except ValueError as error:
+        raise InputError(f"is damaged: {error}; fetch it again") from error
+    expected = (int(dataset.Rows), int(dataset.Columns), 1)
+    if found is not None and (found[:3] != expected or not 1 < found.bits <= int(dataset.BitsAllocated)):
         raise InputError(
-            f"holds pixels ({syntax.name}) that cannot be decoded; it may be damaged or cut short: {remedy} "
-            f"({_brief(error)})"
-        ) from error
+            f"is damaged: its compressed stream declares {found.rows} rows, {found.columns} columns, {found.components} "
+            f"components of {found.bits} bits, its header {expected[0]} rows, {expected[1]} columns, one component of at "
+            f"most {dataset.BitsAllocated} bits; fetch it again"
+        )
 
 
 def _brief(error: Exception) -> str:
@@ -156,16 +174,14 @@ def _brief(error: Exception) -> str:
     return f"{type(error).__name__}: {words}" if words else type(error).__name__
 
 
-def _wheel(syntax: UID) -> str | None:
-    return next((wheel for start, wheel in _WHEELS if syntax.startswith(start)), None)
-
-
-def _refuse_without_decoder(syntax: UID) -> None:
-    wheel = _wheel(syntax)
+def _decoders(syntax: UID) -> list[str]:
+    """Return the installed decoders of a compression, the preferred one first."""
+    known, wheels = next(((known, wheels) for start, known, wheels in _DECODERS if syntax.startswith(start)), ((), ""))
     try:
-        available = get_decoder(syntax).is_available
+        available = get_decoder(syntax).available_plugins
     except NotImplementedError:
-        available, wheel = False, None
-    if not available:
-        remedy = f"pip install {wheel}" if wheel else "convert it to an uncompressed image first"
-        raise InputError(f"is compressed as {syntax.name}, and no decoder for that is installed: {remedy}")
+        available, wheels = (), ""
+    if installed := [name for name in known if name in available]:
+        return installed
+    remedy = f"pip install {wheels}" if wheels else "convert it to an uncompressed image first"
+    raise InputError(f"is compressed as {syntax.name}, and no decoder for that is installed: {remedy}")

@@ -22,9 +22,9 @@ from pydicom.valuerep import DSfloat
 from medcam.errors import OutputError
 from medcam.formats import dicom_derived
 from medcam.formats.dicom_files import said
-from medcam.formats.whole import whole_file
+from medcam.whole_file import whole_file
 from medcam.geometry import Grid
-from medcam.render import display_range, overlay_rgb
+from medcam.render import THRESHOLD, display_range, overlay_rgb
 from medcam.volume import Heatmap, Volume
 
 _SERIES_NUMBER = 9001
@@ -35,7 +35,7 @@ _DRIFT_SHARE, _DRIFT_MM = 0.1, 0.01
 _LPS_FROM_RAS = np.diag((-1.0, -1.0, 1.0))
 
 
-def write_secondary_capture(heatmap: Heatmap, volume: Volume, path: Path) -> None:
+def write_secondary_capture(heatmap: Heatmap, volume: Volume, path: Path, *, threshold: float = THRESHOLD) -> None:
     """Write the overlay of a heatmap on its DICOM source, one frame for each source image, in stored axes.
 
     The colours are those of `medcam.render`, normalised by the heatmap's own maximum over all frames. NaN and negative
@@ -45,6 +45,8 @@ def write_secondary_capture(heatmap: Heatmap, volume: Volume, path: Path) -> Non
     ----------
     volume
         The image that the heatmap was made for, as it was read from DICOM.
+    threshold
+        The fraction of the maximum (0 to 1, both excluded) below which no colour is shown.
 
     Raises
     ------
@@ -60,9 +62,12 @@ def write_secondary_capture(heatmap: Heatmap, volume: Volume, path: Path) -> Non
         sop_class=MultiFrameTrueColorSecondaryCaptureImageStorage,
         modality="OT",
         number=_SERIES_NUMBER,
-        role="secondary capture",
+        # Other pixels are another instance.
+        role=f"secondary capture from {threshold:g}",
         when=datetime.now().astimezone(),
     )
+    words = f"{dicom_derived.derivation(heatmap)} Coloured from {threshold:g} of the maximum."
+    dataset.DerivationDescription = dicom_derived.own_text(words, dataset, 1024)
     dataset.ConversionType = "WSD"
     dataset.ImageType = ["DERIVED", "SECONDARY", "OTHER"]
     if heatmap.notes:
@@ -74,7 +79,7 @@ def write_secondary_capture(heatmap: Heatmap, volume: Volume, path: Path) -> Non
         _add_places(dataset, slices)
     else:
         _add_film_spacing(dataset, slices[0])
-    _add_pixels(dataset, heatmap, volume, list(headers))
+    _add_pixels(dataset, heatmap, volume, list(headers), threshold)
     with whole_file(path) as temporary:
         dataset.save_as(temporary, enforce_file_format=True)
 
@@ -142,7 +147,9 @@ def _add_film_spacing(dataset: Dataset, header: Dataset) -> None:
             dataset.PixelSpacingCalibrationType = kind
 
 
-def _add_pixels(dataset: Dataset, heatmap: Heatmap, volume: Volume, slices: list[int]) -> None:
+def _add_pixels(
+    dataset: Dataset, heatmap: Heatmap, volume: Volume, slices: list[int], threshold: float
+) -> None:
     columns, rows, _ = volume.grid.shape
     if (size := 3 * columns * rows * len(slices)) > _MOST_BYTES:
         raise OutputError(
@@ -150,7 +157,9 @@ def _add_pixels(dataset: Dataset, heatmap: Heatmap, volume: Volume, slices: list
         )
     window, maximum = display_range(volume), heatmap.maximum
     frames = (
-        overlay_rgb(volume.voxels[:, :, k].T, heatmap.relevance[:, :, k].T, window=window, maximum=maximum)
+        overlay_rgb(
+            volume.voxels[:, :, k].T, heatmap.relevance[:, :, k].T, window=window, maximum=maximum, threshold=threshold
+        )
         for k in slices
     )
     content = b"".join(frame.tobytes() for frame in frames)

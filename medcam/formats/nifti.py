@@ -13,7 +13,7 @@ import numpy as np
 from nibabel.filebasedimages import ImageFileError
 
 from medcam.errors import GeometryError, InputError
-from medcam.formats.whole import whole_file
+from medcam.whole_file import whole_file
 from medcam.geometry import Grid
 from medcam.volume import Heatmap, Source, Volume
 

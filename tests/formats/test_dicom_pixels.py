@@ -183,7 +183,7 @@ def test_a_missing_decoder_is_named_with_what_to_install(
     find = dicom_pixels.get_decoder
 
     class Bare:
-        is_available = False
+        available_plugins = ()
 
     monkeypatch.setattr(dicom_pixels, "get_decoder", lambda uid: find(uid) and Bare)
     with pytest.raises(InputError, match=f"^film.dcm is compressed as {pydicom.uid.UID(syntax).name[:12]}") as caught:
