@@ -86,9 +86,10 @@ def describe_peak(heatmap: Heatmap) -> str:
     voxel = f"voxel {', '.join(map(str, peak.voxel))}"
     if not heatmap.source.spaced:
         return f"{voxel} (the image does not say how large a pixel is)"
-    if not heatmap.source.oriented:
-        return f"{voxel}, in mm of the image plane {peak.voxel[0] * heatmap.grid.spacing_mm[0]:.1f} right, " \
-            f"{peak.voxel[1] * heatmap.grid.spacing_mm[1]:.1f} down"  # fmt: skip
+    if not heatmap.source.placed:
+        i, j, k = (n * mm for n, mm in zip(peak.voxel, heatmap.grid.spacing_mm, strict=True))
+        deep = f", {k:.1f} deep" if heatmap.grid.shape[2] > 1 else ""
+        return f"{i:.1f} mm right and {j:.1f} mm down{deep} of the image's first voxel, {voxel}"
     x, y, z = peak.world_mm
     words = f"{abs(x):.1f} {'R' if x >= 0 else 'L'}, {abs(y):.1f} {'A' if y >= 0 else 'P'}, {abs(z):.1f} {'S' if z >= 0 else 'I'} mm"
     return f"{words} (RAS {x:.1f}, {y:.1f}, {z:.1f}), {voxel}"

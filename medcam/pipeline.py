@@ -79,7 +79,7 @@ def explain(
     if chain is None:
         notes.append("No preprocessing was given, so the network saw the image's values as they are stored.")
     notes.extend(_with_names(found.notes[0], found.classes, loaded.class_names))
-    return _place(found, ready, volumes, loaded, score, tuple(dict.fromkeys(notes)))
+    return _place(found, ready, volumes, loaded, score, tuple(dict.fromkeys(map(_sentence, notes))))
 
 
 def _loaded(model: Model | nn.Module | str, device: str) -> Model:
@@ -110,6 +110,11 @@ def _class_index(target: str, names: Sequence[str]) -> int:
 
 def _class_label(index: int, names: Sequence[str]) -> str:
     return f"{names[index]} (class {index})" if index < len(names) else f"class {index}"
+
+
+def _sentence(note: str) -> str:
+    """Return a note as a sentence, whichever room wrote it."""
+    return note[:1].upper() + note[1:] + ("" if note.endswith(".") else ".")
 
 
 def _with_names(notes: Sequence[str], classes: Sequence[int], names: Sequence[str]) -> list[str]:

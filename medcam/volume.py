@@ -30,6 +30,8 @@ class Source:
         DICOM's term ('CT', 'MR', 'CR', 'DX', ...), or None where the format cannot say.
     oriented
         Whether the file says which way the patient lies. Where False no orientation letter may be shown.
+    placed
+        Whether the file says where in the patient its voxels lie. Where False the origin is the image's own first voxel.
     spaced
         Whether the file says how large a voxel is. Where False a 'millimetre' of the grid is one pixel.
     window
@@ -45,6 +47,7 @@ class Source:
     label: str = "image"
     modality: str | None = None
     oriented: bool = True
+    placed: bool = True
     spaced: bool = True
     window: tuple[float, float] | None = None
     headers: tuple[Any, ...] = field(default=(), repr=False, compare=False)

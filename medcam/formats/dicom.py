@@ -185,6 +185,7 @@ def _source(series: Series, slices: Sequence[_Slice | None], placement: Placemen
         label=_label(series),
         modality=series.modality or None,
         oriented=placement.oriented,
+        placed=placement.placed,
         spaced=placement.spaced,
         window=middle.window,
         headers=tuple(None if one is None else one.header for one in slices),

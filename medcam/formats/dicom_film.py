@@ -36,7 +36,8 @@ def place_film(header: Dataset) -> Placement:
     grid = Grid(
         (int(header.Columns), int(header.Rows), 1), affine, str(frame_of_reference) if frame_of_reference else None
     )
-    return Placement(grid, (0,), oriented, spaced, (*spacing_notes, *orientation_notes))
+    notes = (*spacing_notes, *orientation_notes)
+    return Placement(grid, (0,), oriented=oriented, placed=False, spaced=spaced, notes=notes)
 
 
 def _spacing(header: Dataset) -> tuple[Float[np.ndarray, " 2"], bool, tuple[str, ...]]:

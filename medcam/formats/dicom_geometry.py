@@ -70,13 +70,14 @@ class Placement:
     ----------
     order
         For each slice k the number of its image among those given, or None where a slice is missing.
-    oriented, spaced, notes
+    oriented, placed, spaced, notes
         As in `medcam.volume.Source`.
     """
 
     grid: Grid
     order: tuple[int | None, ...]
     oriented: bool = True
+    placed: bool = True
     spaced: bool = True
     notes: tuple[str, ...] = ()
 

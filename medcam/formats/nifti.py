@@ -70,7 +70,7 @@ def read_nifti(path: Path, *, volume: int | None = None) -> Volume:
     name = path.name
     for suffix in (".gz", ".nii", ".hdr", ".img"):
         name = name.removesuffix(suffix)
-    return Volume(voxels, grid, "a.u.", Source("nifti", digest, name, oriented=oriented, notes=tuple(notes)))
+    return Volume(voxels, grid, "a.u.", Source("nifti", digest, name, oriented=oriented, placed=oriented, notes=tuple(notes)))
 
 
 def _choose(name: str, shape: tuple[int, ...], volume: int | None) -> tuple[Any, ...]:
@@ -170,6 +170,7 @@ def sidecar_values(heatmap: Heatmap, threshold: float) -> dict[str, Any]:
         "peak": None if peak is None else {"voxel": peak.voxel, "world_ras": peak.world_mm, "relevance": peak.relevance},
         "length_unit": heatmap.source.length_unit,
         "oriented": heatmap.source.oriented,
+        "placed": heatmap.source.placed,
         "threshold": {"fraction_of_maximum": threshold, "relevance": threshold * heatmap.maximum if peak else None},
         "voxels_not_looked_at": int((~np.isfinite(heatmap.relevance)).sum()),
         "notes": list(heatmap.notes),

@@ -46,8 +46,9 @@ def read_picture(path: Path) -> Volume:
     affine[:3, :3] = FILM_AXES
     voxels = pixels.T[:, :, None]
     source = Source(
-        "picture", hashlib.sha256(path.read_bytes()).hexdigest(), path.stem, oriented=False, spaced=False, notes=tuple(notes)
-    )
+        "picture", hashlib.sha256(path.read_bytes()).hexdigest(), path.stem, oriented=False, placed=False, spaced=False,
+        notes=tuple(notes),
+    )  # fmt: skip
     return Volume(voxels, Grid((voxels.shape[0], voxels.shape[1], 1), affine), "a.u.", source)
 
 
