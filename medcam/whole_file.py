@@ -36,10 +36,17 @@ def whole_file(path: Path) -> Iterator[Path]:
         temporary.replace(path)
         temporary = None
     except OSError as error:
-        raise OutputError(f"cannot write {path}: {error.strerror or error}") from error
+        raise OutputError(f"cannot write {path}: {_words(error)}") from error
     finally:
         if temporary is not None:
             temporary.unlink(missing_ok=True)
+
+
+def _words(error: BaseException) -> str:
+    """Return what the system said; pydicom wraps it in a message that holds a whole traceback."""
+    while isinstance(error, OSError) and not error.strerror and error.__context__ is not None:
+        error = error.__context__
+    return getattr(error, "strerror", None) or str(error).strip().splitlines()[0]
 
 
 def _umask() -> int:

@@ -17,6 +17,7 @@ from models.bundle_phantom import FACTORY, small_net, write_bundle
 from formats.dicom_phantom import GEOMETRIES, stored_values, write_series
 from medcam.cli import main
 from medcam.recipe import Recipe
+from medcam.samples import sample_path
 
 
 @pytest.fixture
@@ -242,3 +243,23 @@ def test_help_is_quick_and_shows_examples() -> None:
     assert "examples:" in done.stdout
     assert "exit codes:" in done.stdout
     assert min(used) < 0.3
+
+
+@pytest.mark.parametrize("format_name", ["nifti", "dicom-sc", "png"])
+def test_a_full_disk_ends_in_one_line_and_leaves_nothing_half_written(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, format_name: str
+) -> None:
+    import resource
+
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    # No file may grow beyond this: to the program that writes it, as good as a full disk.
+    resource.setrlimit(resource.RLIMIT_FSIZE, (60_000, hard))
+    try:
+        code, out, err = run(
+            capsys, "explain", sample_path("cxr", "film.dcm"), "--model", "demo-cxr", "--formats", format_name, "--out", tmp_path / "out"
+        )
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert (code, out) == (5, "")
+    assert err.splitlines()[-1].startswith("medcam: error: cannot write ")
+    assert list((tmp_path / "out").iterdir()) == []
