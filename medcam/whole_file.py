@@ -46,7 +46,7 @@ def _words(error: BaseException) -> str:
     """Return what the system said; pydicom wraps it in a message that holds a whole traceback."""
     while isinstance(error, OSError) and not error.strerror and error.__context__ is not None:
         error = error.__context__
-    return getattr(error, "strerror", None) or str(error).strip().splitlines()[0]
+    return getattr(error, "strerror", None) or (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 def _umask() -> int:
