@@ -54,6 +54,9 @@ def _jpeg_frame(stream: bytes) -> Declared:
     at, frame = 2, None
     while True:
         fill, marker, length = struct.unpack_from(">BBH", stream, at)
+        if (fill, marker) == (0xFF, 0xFF):
+            at += 1
+            continue
         known = marker in _FRAMES or marker in _OTHERS or (marker == _SCAN and frame is not None)
         if fill != 0xFF or length < 2 or not known:
             raise ValueError("the head of the compressed stream is damaged")

@@ -27,7 +27,7 @@ from medcam.formats.dicom_files import said
 PIXEL_KEYWORDS = ("PixelData", "FloatPixelData", "DoubleFloatPixelData")
 # The decoders of each kind of compression, by how its transfer syntax starts: pydicom's names for them, in the order in
 # which they are tried, and the wheels to install. pydicom would try whatever is there, but on a damaged stream
-# pylibjpeg-rle panics past any handler and pylibjpeg-libjpeg (GPL) hangs; the latter alone knows 12 bits of JPEG Extended.
+# pylibjpeg-rle panics past any handler and pylibjpeg-libjpeg (GPL) hangs; it alone knows 12 bits of JPEG Extended.
 _DECODERS = (
     ("1.2.840.10008.1.2.5", ("pydicom",), "pydicom"),
     ("1.2.840.10008.1.2.4.51", ("gdcm", "pylibjpeg"), "pylibjpeg pylibjpeg-libjpeg"),

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from formats.dicom_phantom import GEOMETRIES, MARKERS, stored_values, write_film, write_segmentation, write_series
-from pydicom.uid import DeflatedExplicitVRLittleEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian
+from pydicom.uid import DeflatedExplicitVRLittleEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian, RLELossless
 
 from medcam.errors import InputError, UsageError
 from medcam.formats import dicom_files
@@ -247,3 +247,23 @@ def test_kinds_that_are_not_read_are_refused_by_name(tmp_path: Path, tags: dict[
     assert "000.dcm" in message
     assert "give" in message
     assert len(find_series(tmp_path)) == 1
+
+
+@pytest.mark.parametrize("syntax", [ExplicitVRLittleEndian, ImplicitVRLittleEndian, RLELossless])
+def test_random_damage_is_read_or_refused_and_never_a_crash_or_a_leak(tmp_path: Path, syntax: str) -> None:
+    tags = {"WindowCenter": "40", "WindowWidth": "400", "RescaleSlope": "2", "RescaleIntercept": "-5"}
+    paths = write_series(tmp_path / "s", stored_values(), AFFINE, modality="CT", transfer_syntax=syntax, tags=tags)
+    whole = paths[1].read_bytes()
+    random = np.random.default_rng(7)
+    refused = 0
+    for _ in range(150):
+        content = bytearray(whole)
+        for at in random.integers(0, len(content), 4):
+            content[at] = random.choice([0, 32, 92, 255, random.integers(256)])
+        paths[1].write_bytes(content)
+        try:
+            assert read_dicom(tmp_path / "s").voxels.ndim == 3
+        except InputError as error:
+            refused += 1
+            assert not any(marker in str(error) for marker in MARKERS)
+    assert refused > 20
