@@ -30,11 +30,11 @@ from monai.bundle import ConfigParser
 from monai.transforms import Compose
 from PIL import Image
 from scipy import ndimage
-from synthetic_films import Film, FloatImage, Mask, implant_nodule, synthetic_film
 from torch import Tensor
 from torch.nn import functional
 
 from medcam.lesion_net import LesionNet
+from synthetic_films import Film, FloatImage, Mask, implant_nodule, synthetic_film
 
 SIDE = 256  # pixels of the network's input, both ways
 CELL = 4  # pixels from one feature cell to the next: cell c looks at pixel 4 * c

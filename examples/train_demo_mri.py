@@ -23,11 +23,11 @@ import numpy as np
 import torch
 from monai.bundle import ConfigParser
 from monai.data import MetaTensor
-from synthetic_heads import Anatomy, Head, load_anatomy, random_head
 from torch import Generator, Tensor
 from torch.nn import functional as F
 
 from medcam.lesion_net import LesionNet
+from synthetic_heads import Anatomy, Head, load_anatomy, random_head
 
 SHAPE = (96, 112, 96)
 CROP = (48, 56, 48)

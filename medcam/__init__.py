@@ -11,14 +11,14 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
+    from medcam.engine import Relevance as Relevance
+    from medcam.engine import relevance as relevance
     from medcam.errors import GeometryError as GeometryError
     from medcam.errors import InputError as InputError
     from medcam.errors import MedcamError as MedcamError
     from medcam.errors import ModelError as ModelError
     from medcam.errors import OutputError as OutputError
     from medcam.errors import UsageError as UsageError
-    from medcam.engine import Relevance as Relevance
-    from medcam.engine import relevance as relevance
     from medcam.formats import read as read
     from medcam.formats import write as write
     from medcam.geometry import Grid as Grid

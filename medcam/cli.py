@@ -120,8 +120,14 @@ def _parsers() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentPars
     common.add_argument("--debug", action="store_true", help="show the traceback of an error")
 
     model = _Parser(add_help=False)
-    model.add_argument("--factory", metavar="MODULE:FUNCTION", help="what builds the network of a state dict; may have literal arguments")
-    model.add_argument("--trust-code", action="store_true", help="allow code in the model's files to run; it is listed first")
+    model.add_argument(
+        "--factory",
+        metavar="MODULE:FUNCTION",
+        help="what builds the network of a state dict; may have literal arguments",
+    )
+    model.add_argument(
+        "--trust-code", action="store_true", help="allow code in the model's files to run; it is listed first"
+    )
     model.add_argument("--device", default="cpu", help="cpu (default), cuda, cuda:1, ...")
 
     image = _Parser(add_help=False)
@@ -139,36 +145,72 @@ def _parsers() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentPars
     sub = parser.add_subparsers(dest="command", metavar="COMMAND", parser_class=_Parser)
 
     explain = sub.add_parser(
-        "explain", help="a heatmap for one case", parents=[model, image, common], formatter_class=raw, epilog=_EXPLAIN + _EXIT_CODES
+        "explain",
+        help="a heatmap for one case",
+        parents=[model, image, common],
+        formatter_class=raw,
+        epilog=_EXPLAIN + _EXIT_CODES,
     )
-    explain.add_argument("images", nargs="+", metavar="IMAGE", help="one image, or one for each input channel, the first being the reference")
-    explain.add_argument("--model", help="a MONAI bundle (folder or zip), .pt2, weights with --factory, demo-mri or demo-cxr")
-    explain.add_argument("--preprocessing", metavar="FILE", help="MONAI transforms (JSON or YAML) instead of the model's own")
+    explain.add_argument(
+        "images",
+        nargs="+",
+        metavar="IMAGE",
+        help="one image, or one for each input channel, the first being the reference",
+    )
+    explain.add_argument(
+        "--model", help="a MONAI bundle (folder or zip), .pt2, weights with --factory, demo-mri or demo-cxr"
+    )
+    explain.add_argument(
+        "--preprocessing", metavar="FILE", help="MONAI transforms (JSON or YAML) instead of the model's own"
+    )
     explain.add_argument("--layer", help="the layer to look at (`medcam inspect MODEL` lists them)")
     explain.add_argument("--target", help="a class, by name or number (default: the predicted one)")
     explain.add_argument("--method", default="grad-cam", help="grad-cam (default)")
-    explain.add_argument("--score", choices=["logit", "probability"], default="logit", help="what the gradient is taken of")
+    explain.add_argument(
+        "--score", choices=["logit", "probability"], default="logit", help="what the gradient is taken of"
+    )
     explain.add_argument("--slice", type=int, metavar="K", help="the slice for a 2D network, from 0")
-    explain.add_argument("--lesion", metavar="MASK", help="a lesion mask: outlined in pictures, and tested for the peak")
-    explain.add_argument("--formats", default="nifti,png", help="any of nifti, dicom-sc, png, separated by commas (default: nifti,png)")
-    explain.add_argument("--threshold", type=float, default=0.5, help="where masks and colours begin, as a fraction of the maximum (default 0.5)")
+    explain.add_argument(
+        "--lesion", metavar="MASK", help="a lesion mask: outlined in pictures, and tested for the peak"
+    )
+    explain.add_argument(
+        "--formats", default="nifti,png", help="any of nifti, dicom-sc, png, separated by commas (default: nifti,png)"
+    )
+    explain.add_argument(
+        "--threshold",
+        type=float,
+        default=0.5,
+        help="where masks and colours begin, as a fraction of the maximum (default 0.5)",
+    )
     explain.add_argument("--out", metavar="DIR", default="medcam-out", help="where results go (default: medcam-out)")
-    explain.add_argument("--config", metavar="FILE", help="JSON or YAML with any of these options; the command line wins")
+    explain.add_argument(
+        "--config", metavar="FILE", help="JSON or YAML with any of these options; the command line wins"
+    )
 
     inspect = sub.add_parser(
         "inspect", help="the layers of a model, or what an image holds", parents=[model, image, common], formatter_class=raw,
         epilog=_INSPECT + _EXIT_CODES,
     )  # fmt: skip
     inspect.add_argument("path", metavar="PATH", help="a model, or an image, folder or zip")
-    inspect.add_argument("--input-shape", metavar="C,I,J[,K]", help="the shape of one input of the model, channels first")
+    inspect.add_argument(
+        "--input-shape", metavar="C,I,J[,K]", help="the shape of one input of the model, channels first"
+    )
 
     demo = sub.add_parser(
-        "demo", help="two examples, in less than a minute", parents=[common], formatter_class=raw, epilog=_DEMO + _EXIT_CODES
+        "demo",
+        help="two examples, in less than a minute",
+        parents=[common],
+        formatter_class=raw,
+        epilog=_DEMO + _EXIT_CODES,
     )
     demo.add_argument("--out", metavar="DIR", default="medcam-demo", help="where results go (default: medcam-demo)")
 
     doctor = sub.add_parser(
-        "doctor", help="versions, device, decoders; is the right medcam installed?", parents=[common], formatter_class=raw, epilog=_EXIT_CODES
+        "doctor",
+        help="versions, device, decoders; is the right medcam installed?",
+        parents=[common],
+        formatter_class=raw,
+        epilog=_EXIT_CODES,
     )
     return parser, {"explain": explain, "inspect": inspect, "demo": demo, "doctor": doctor}
 
@@ -178,7 +220,9 @@ def _apply_config(parser: argparse.ArgumentParser, path: Path) -> None:
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"cannot read the configuration {path}: {getattr(error, 'strerror', None) or error}") from error
+        raise UsageError(
+            f"cannot read the configuration {path}: {getattr(error, 'strerror', None) or error}"
+        ) from error
     import yaml
 
     try:

@@ -51,7 +51,13 @@ def explain(options: Namespace, say: Say) -> Result:
     say(f"explaining with {options.method}")
     start = time.perf_counter()
     heatmap = explain_volumes(
-        volumes, model, layer=options.layer, target=options.target, method=options.method, score=options.score, device=options.device
+        volumes,
+        model,
+        layer=options.layer,
+        target=options.target,
+        method=options.method,
+        score=options.score,
+        device=options.device,
     )
     say(f"explained in {time.perf_counter() - start:.1f} s; writing {', '.join(formats)}")
     files = write(heatmap, volumes[0], options.out, formats=formats, threshold=options.threshold, lesion=lesion)
@@ -71,7 +77,11 @@ def _explained(heatmap: Heatmap, lesion: Volume | None, files: tuple[Path, ...],
 
         hit = peak_in_lesion(heatmap, lesion)
         values["peak_in_lesion"] = hit
-        words = {True: "lies in the lesion", False: "does not lie in the lesion", None: "cannot be tested: no peak, or an empty mask"}
+        words = {
+            True: "lies in the lesion",
+            False: "does not lie in the lesion",
+            None: "cannot be tested: no peak, or an empty mask",
+        }
         lines.append(f"        {words[hit]}")
     lines += [f"note    {note}" for note in heatmap.notes]
     lines += [f"wrote   {f}" for f in files]
@@ -118,10 +128,17 @@ def _inspect_model(options: Namespace, say: Say) -> Result:
     from medcam.engine.layers import WHY_DEFAULT, feature_layers, measured
     from medcam.models import load_model
 
-    model = load_model(options.path, factory=options.factory, trust_code=options.trust_code, device=options.device, say=say)
+    model = load_model(
+        options.path, factory=options.factory, trust_code=options.trust_code, device=options.device, say=say
+    )
     about = [f"model   {model.name} ({model.kind})", f"classes {', '.join(model.class_names) or 'not named'}"]
     about += [f"note    {note}" for note in model.notes]
-    values: dict[str, Any] = {"model": model.name, "kind": model.kind, "classes": list(model.class_names), "notes": list(model.notes)}
+    values: dict[str, Any] = {
+        "model": model.name,
+        "kind": model.kind,
+        "classes": list(model.class_names),
+        "notes": list(model.notes),
+    }
     if not model.layers_open:
         return Result({**values, "layers": []}, [*about, "layers  none can be reached in a TorchScript file"])
     shape = _input_shape(options.input_shape, model.input_channels, model.spatial_dims, model.spatial_shape)
@@ -145,8 +162,13 @@ def _inspect_model(options: Namespace, say: Say) -> Result:
         rows.append((mark, layer.name, layer.kind, str(layer.channels), cells, size))
     heads = ("", "layer", "kind", "channels", "cells", "cell size in voxels of the input")
     widths = [max(len(row[n]) for row in [heads, *rows]) for n in range(len(heads))]
-    table = ["  ".join(word.ljust(width) for word, width in zip(row, widths, strict=True)).rstrip() for row in [heads, *rows]]
-    legend = [f"* default: {WHY_DEFAULT}", "h belongs to the head (holds class scores, or follows the last weights): never the default"]
+    table = [
+        "  ".join(word.ljust(width) for word, width in zip(row, widths, strict=True)).rstrip() for row in [heads, *rows]
+    ]
+    legend = [
+        f"* default: {WHY_DEFAULT}",
+        "h belongs to the head (holds class scores, or follows the last weights): never the default",
+    ]
     return Result(values, [*about, f"input   {'x'.join(map(str, shape))} (channels first)", *table, *legend])
 
 
@@ -176,7 +198,13 @@ def _inspect_image(options: Namespace, path: Path) -> Result:
         found = find_series(path)
         if len(found) > 1 and options.series is None:
             listed = [
-                {"number": s.number, "modality": s.modality, "description": s.description, "uid": s.uid, "shape": list(s.shape)}
+                {
+                    "number": s.number,
+                    "modality": s.modality,
+                    "description": s.description,
+                    "uid": s.uid,
+                    "shape": list(s.shape),
+                }
                 for s in found
             ]
             lines = [

@@ -24,7 +24,10 @@ class Finding:
 
 def examine() -> list[Finding]:
     """Return what a report of a problem should hold; a finding that is not ok says what to do."""
-    findings = [_identity(), Finding("python", True, f"{platform.python_version()} on {platform.system()} {platform.machine()}")]
+    findings = [
+        _identity(),
+        Finding("python", True, f"{platform.python_version()} on {platform.system()} {platform.machine()}"),
+    ]
     for name in _NEEDED:
         found = _version(name)
         findings.append(Finding(name, found is not None, found or f"missing: pip install {name}"))
@@ -49,7 +52,9 @@ def _identity() -> Finding:
         )  # fmt: skip
     loaded = getattr(medcam, "__file__", None)
     if loaded is None or Path(loaded).parent != here or not hasattr(medcam, "__version__"):
-        return Finding("medcam", False, f"`import medcam` gives something else: {loaded}; remove it, or install medcam-xai again")
+        return Finding(
+            "medcam", False, f"`import medcam` gives something else: {loaded}; remove it, or install medcam-xai again"
+        )
     return Finding("medcam", True, f"{medcam.__version__} (medcam-xai)")
 
 

@@ -11,9 +11,9 @@ import torch
 from torch import nn
 
 import medcam
-from medcam.errors import UsageError
 from medcam.engine import Relevance, relevance
 from medcam.engine.targets import Target
+from medcam.errors import UsageError
 from medcam.geometry import resample
 from medcam.models import Model, load_model, wrap_module
 from medcam.prepare import Prepared, prepare

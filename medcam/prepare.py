@@ -54,7 +54,8 @@ def prepare(volumes: Sequence[Volume], transform: Callable[[Any], Any] | None, *
     """Stack volumes as channels and apply a chain of MONAI transforms, dictionary or array, following the grid through it.
 
     The first volume is the reference: the others are put on its grid, which they must share a frame of reference with. In a chain of
-    dictionary transforms the stack goes under the key 'image', or, where the chain names one key for each volume, each volume under its own.
+    dictionary transforms the stack goes under the key 'image', or, where the chain names one key for each volume, each volume under
+    its own.
 
     Parameters
     ----------
@@ -109,9 +110,13 @@ def _on_one_grid(volumes: Sequence[Volume]) -> tuple[list[np.ndarray], list[str]
         broken = ~np.isfinite(voxels)
         if broken.any():
             voxels = np.where(broken, 0, voxels)
-            notes.append(f"Image {number} has {int(broken.sum())} voxels that are not numbers; the network was given 0 there.")
+            notes.append(
+                f"Image {number} has {int(broken.sum())} voxels that are not numbers; the network was given 0 there."
+            )
         # Also on an equal grid, since `resample` is what refuses another frame of reference.
-        if number > 1 and not (volume.grid.is_close(grid) and volume.grid.frame_of_reference == grid.frame_of_reference):
+        if number > 1 and not (
+            volume.grid.is_close(grid) and volume.grid.frame_of_reference == grid.frame_of_reference
+        ):
             same_place = volume.grid.is_close(grid)
             voxels = resample(voxels, volume.grid, grid, outside=float(voxels.min()))
             if not same_place:
@@ -147,7 +152,9 @@ def _flat(transform: Callable[[Any], Any] | None) -> Iterator[Callable[[Any], An
         return
     if isinstance(transform, RandomizableTrait):
         name = type(transform).__name__
-        raise UsageError(f"the preprocessing is random ({name}), so a heatmap could not be placed or repeated; leave that step out")
+        raise UsageError(
+            f"the preprocessing is random ({name}), so a heatmap could not be placed or repeated; leave that step out"
+        )
     yield transform
 
 
@@ -182,7 +189,9 @@ def _apply(step: Callable[[Any], Any], data: Any, key: str) -> Any:
         words = str(error).strip().splitlines() or [type(error).__name__]
         raise UsageError(f"the preprocessing step {name} failed: {words[0]}") from error
     if isinstance(after_all, list):
-        raise UsageError(f"the preprocessing step {name} cuts the image into {len(after_all)} pieces; medcam explains one image")
+        raise UsageError(
+            f"the preprocessing step {name} cuts the image into {len(after_all)} pieces; medcam explains one image"
+        )
     if not isinstance(after_all, dict) or before is None:
         return _placed(step, before, after_all) if before is not None else after_all
     if key not in after_all:

@@ -23,9 +23,9 @@ from matplotlib.patches import Rectangle
 from matplotlib.text import Text
 
 from medcam.errors import UsageError
-from medcam.whole_file import whole_file
 from medcam.geometry import Grid, index_map, resample
 from medcam.volume import Heatmap, Source, Volume
+from medcam.whole_file import whole_file
 
 Plane = Literal["axial", "coronal", "sagittal", "stored"]
 _Box = tuple[float, float, float, float]

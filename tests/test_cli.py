@@ -13,11 +13,11 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 
-from models.bundle_phantom import FACTORY, small_net, write_bundle
 from formats.dicom_phantom import GEOMETRIES, stored_values, write_series
 from medcam.cli import main
 from medcam.recipe import Recipe
 from medcam.samples import sample_path
+from models.bundle_phantom import FACTORY, small_net, write_bundle
 
 
 @pytest.fixture
@@ -43,7 +43,9 @@ def run(capsys: pytest.CaptureFixture[str], *words: str | Path) -> tuple[int, st
 def test_a_bundle_explains_an_image_and_leaves_files_that_record_how(
     capsys: pytest.CaptureFixture[str], scan: Path, bundle: Path, tmp_path: Path
 ) -> None:
-    code, out, err = run(capsys, "explain", scan, "--model", bundle, "--out", tmp_path / "out", "--formats", "nifti,png")
+    code, out, err = run(
+        capsys, "explain", scan, "--model", bundle, "--out", tmp_path / "out", "--formats", "nifti,png"
+    )
     assert code == 0, err
     assert "target  lesion (class 0): logit" in out
     assert "medcam: explaining with grad-cam" in err
@@ -61,7 +63,9 @@ def test_a_bundle_explains_an_image_and_leaves_files_that_record_how(
 def test_json_is_one_document_on_stdout_also_for_an_error(
     capsys: pytest.CaptureFixture[str], scan: Path, bundle: Path, tmp_path: Path
 ) -> None:
-    code, out, err = run(capsys, "explain", scan, "--model", bundle, "--out", tmp_path / "o", "--json", "--quiet", "--formats", "nifti")
+    code, out, err = run(
+        capsys, "explain", scan, "--model", bundle, "--out", tmp_path / "o", "--json", "--quiet", "--formats", "nifti"
+    )
     values = json.loads(out)
     assert (code, values["ok"], err) == (0, True, "")
     assert len(values["files"]) == 4
@@ -90,7 +94,9 @@ def test_weights_with_a_factory(capsys: pytest.CaptureFixture[str], scan: Path, 
     import torch
 
     torch.save(small_net().state_dict(), tmp_path / "net.pt")
-    code, out, err = run(capsys, "explain", scan, "--model", tmp_path / "net.pt", "--factory", FACTORY, "--out", tmp_path / "o")
+    code, out, err = run(
+        capsys, "explain", scan, "--model", tmp_path / "net.pt", "--factory", FACTORY, "--out", tmp_path / "o"
+    )
     assert code == 0, err
     assert "No preprocessing was given" in out
     code, _, err = run(capsys, "explain", scan, "--model", tmp_path / "net.pt", "--out", tmp_path / "o")
@@ -120,13 +126,22 @@ def test_weights_with_a_factory(capsys: pytest.CaptureFixture[str], scan: Path, 
     ],
 )
 def test_each_mistake_gets_one_clear_line_and_its_exit_code(
-    capsys: pytest.CaptureFixture[str], scan: Path, bundle: Path, tmp_path: Path, words: list[str], code: int, message: str
+    capsys: pytest.CaptureFixture[str],
+    scan: Path,
+    bundle: Path,
+    tmp_path: Path,
+    words: list[str],
+    code: int,
+    message: str,
 ) -> None:
     (tmp_path / "cut.nii.gz").write_bytes(scan.read_bytes()[:4000])
     (tmp_path / "file").write_text("in the way")
     nibabel.save(nibabel.Nifti1Image(np.zeros((3, 4, 5, 2), np.int16), np.eye(4)), tmp_path / "four.nii.gz")
     places = {"SCAN": scan, "BUNDLE": bundle, "CUT": tmp_path / "cut.nii.gz", "FOUR": tmp_path / "four.nii.gz"}
-    filled = [str(places.get(word, word)).replace("FILE", str(tmp_path / "file")).replace("NOWHERE", str(tmp_path / "x")) for word in words]
+    filled = [
+        str(places.get(word, word)).replace("FILE", str(tmp_path / "file")).replace("NOWHERE", str(tmp_path / "x"))
+        for word in words
+    ]
     if words[0] == "explain" and "--out" not in words:
         filled += ["--out", str(tmp_path / "out")]
     found, out, err = run(capsys, *filled)
@@ -156,13 +171,19 @@ def test_a_defect_is_one_line_and_a_traceback_only_on_request(
     assert run(capsys, "doctor")[0] == 130
 
 
-def test_inspect_lists_layers_with_their_cell_size_and_marks_the_default(capsys: pytest.CaptureFixture[str], bundle: Path) -> None:
+def test_inspect_lists_layers_with_their_cell_size_and_marks_the_default(
+    capsys: pytest.CaptureFixture[str], bundle: Path
+) -> None:
     code, out, err = run(capsys, "inspect", bundle)
     assert code == 0, err
     assert [line for line in out.splitlines() if line.startswith("*")][0].split()[:2] == ["*", "features"]
     values = json.loads(run(capsys, "inspect", bundle, "--json")[1])
     (default,) = [layer for layer in values["layers"] if layer["default"]]
-    assert (default["name"], default["cell_size_voxels"], default["first_cell_at"]) == ("features", [4, 4, 4], [0, 0, 0])
+    assert (default["name"], default["cell_size_voxels"], default["first_cell_at"]) == (
+        "features",
+        [4, 4, 4],
+        [0, 0, 0],
+    )
     assert [layer["name"] for layer in values["layers"] if not layer["before_head"]] == ["score"]
     assert values["classes"] == ["lesion"]
 
@@ -172,7 +193,11 @@ def test_inspect_says_what_an_image_holds(capsys: pytest.CaptureFixture[str], sc
     assert (values["axes"], values["shape"], values["spacing"]) == ("LPS", [22, 26, 30], [1.5, 1.25, 2.0])
     for number in (3, 4):
         write_series(
-            tmp_path / "study" / str(number), stored_values((7, 5, 4)), GEOMETRIES["oblique"], number=number, uid_seed=f"s{number}"
+            tmp_path / "study" / str(number),
+            stored_values((7, 5, 4)),
+            GEOMETRIES["oblique"],
+            number=number,
+            uid_seed=f"s{number}",
         )
     _, out, _ = run(capsys, "inspect", tmp_path / "study")
     assert "choose one with --series" in out
@@ -184,7 +209,16 @@ def test_a_dicom_series_becomes_an_overlay_that_other_software_places_right(
 ) -> None:
     write_series(tmp_path / "study", stored_values((24, 20, 30)), GEOMETRIES["oblique"])
     code, out, err = run(
-        capsys, "explain", tmp_path / "study", "--model", bundle, "--formats", "dicom-sc,nifti", "--out", tmp_path / "out", "--json"
+        capsys,
+        "explain",
+        tmp_path / "study",
+        "--model",
+        bundle,
+        "--formats",
+        "dicom-sc,nifti",
+        "--out",
+        tmp_path / "out",
+        "--json",
     )
     assert code == 0, err
     overlay = sitk.ReadImage(json.loads(out)["files"][0])
@@ -195,9 +229,20 @@ def test_a_dicom_series_becomes_an_overlay_that_other_software_places_right(
     np.testing.assert_allclose(lps * [-1, -1, 1], (heat.affine @ [*index, 1])[:3], atol=1e-2)
 
 
-def test_a_missing_slice_is_named_and_allow_gaps_goes_on(capsys: pytest.CaptureFixture[str], bundle: Path, tmp_path: Path) -> None:
+def test_a_missing_slice_is_named_and_allow_gaps_goes_on(
+    capsys: pytest.CaptureFixture[str], bundle: Path, tmp_path: Path
+) -> None:
     write_series(tmp_path / "study", stored_values((24, 20, 30)), GEOMETRIES["oblique"], leave_out=[12])
-    words = ["explain", str(tmp_path / "study"), "--model", str(bundle), "--out", str(tmp_path / "out"), "--formats", "dicom-sc"]
+    words = [
+        "explain",
+        str(tmp_path / "study"),
+        "--model",
+        str(bundle),
+        "--out",
+        str(tmp_path / "out"),
+        "--formats",
+        "dicom-sc",
+    ]
     code, _, err = run(capsys, *words)
     assert code == 4
     assert "5.000 mm apart, the others 2.500 mm" in err
@@ -206,7 +251,9 @@ def test_a_missing_slice_is_named_and_allow_gaps_goes_on(capsys: pytest.CaptureF
     assert "note" in out
 
 
-def test_doctor_tells_when_the_other_medcam_is_installed(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_doctor_tells_when_the_other_medcam_is_installed(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     code, out, _ = run(capsys, "doctor")
     assert code == 0, out
     from importlib import metadata
@@ -218,7 +265,9 @@ def test_doctor_tells_when_the_other_medcam_is_installed(capsys: pytest.CaptureF
     assert "M3d-CAM" in out
 
 
-def test_the_demo_explains_both_samples_and_hits_both_lesions(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+def test_the_demo_explains_both_samples_and_hits_both_lesions(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
     start = time.perf_counter()
     code, out, err = run(capsys, "demo", "--out", tmp_path)
     assert code == 0, out + err
@@ -256,7 +305,15 @@ def test_a_full_disk_ends_in_one_line_and_leaves_nothing_half_written(
     resource.setrlimit(resource.RLIMIT_FSIZE, (60_000, hard))
     try:
         code, out, err = run(
-            capsys, "explain", sample_path("cxr", "film.dcm"), "--model", "demo-cxr", "--formats", format_name, "--out", tmp_path / "out"
+            capsys,
+            "explain",
+            sample_path("cxr", "film.dcm"),
+            "--model",
+            "demo-cxr",
+            "--formats",
+            format_name,
+            "--out",
+            tmp_path / "out",
         )
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))

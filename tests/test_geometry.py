@@ -54,7 +54,9 @@ def test_a_grid_resampled_onto_itself_is_unchanged(grid: Grid) -> None:
 @settings(max_examples=40, deadline=None)
 @given(grids(), grids())
 def test_resampling_agrees_with_interpolation_at_world_positions(source: Grid, other: Grid) -> None:
-    onto = Grid(other.shape, np.vstack([np.c_[other.affine[:3, :3], source.world_mm(np.array(source.shape) / 2)], [0, 0, 0, 1]]))
+    onto = Grid(
+        other.shape, np.vstack([np.c_[other.affine[:3, :3], source.world_mm(np.array(source.shape) / 2)], [0, 0, 0, 1]])
+    )
     values = np.random.default_rng(1).normal(size=source.shape).astype(np.float32)
     index = np.stack(np.meshgrid(*[np.arange(n) for n in onto.shape], indexing="ij"), -1)
     where = source.index(onto.world_mm(index))

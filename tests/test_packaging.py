@@ -28,7 +28,12 @@ def in_a_copy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_the_readmes_shell_example_runs(in_a_copy: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    commands = [line for block in blocks(ROOT / "README.md", "shell") for line in block.splitlines() if line.startswith("medcam ")]
+    commands = [
+        line
+        for block in blocks(ROOT / "README.md", "shell")
+        for line in block.splitlines()
+        if line.startswith("medcam ")
+    ]
     assert len(commands) == 2
     for command in commands:
         assert main(shlex.split(command)[1:]) == 0, command
@@ -65,7 +70,9 @@ def test_the_distribution_is_called_medcam_xai_and_ships_its_samples() -> None:
 
 def test_links_between_documents_lead_somewhere() -> None:
     pages = [ROOT / "README.md", *(ROOT / "docs").rglob("*.md"), ROOT / "data_samples" / "README.md"]
-    links = [(page, link) for page in pages for link in re.findall(r"\]\(([^)#]+)\)", page.read_text()) if "://" not in link]
+    links = [
+        (page, link) for page in pages for link in re.findall(r"\]\(([^)#]+)\)", page.read_text()) if "://" not in link
+    ]
     assert links
     for page, link in links:
         assert (page.parent / link).exists(), f"{page.name}: {link}"

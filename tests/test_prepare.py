@@ -51,7 +51,12 @@ def test_a_bright_spot_keeps_its_place_through_a_chain(chain: list) -> None:
     "chain",
     [
         [mt.Resized("image", (64, 50))],
-        [mt.Spacingd("image", (1.0, 1.0)), mt.SpatialPadd("image", (80, 96)), mt.Rotate90d("image"), mt.Flipd("image", 0)],
+        [
+            mt.Spacingd("image", (1.0, 1.0)),
+            mt.SpatialPadd("image", (80, 96)),
+            mt.Rotate90d("image"),
+            mt.Flipd("image", 0),
+        ],
         [mt.Transposed("image", (0, 2, 1)), mt.Resized("image", (64, 48))],
     ],
 )

@@ -15,7 +15,13 @@ from formats.test_dicom_secondary_capture import complaints
 from medcam.cli import main
 
 # The visible masses of the film, as boxes in fractions of its width and height, drawn by eye.
-MASSES = [(0.15, 0.33, 0.30, 0.44), (0.18, 0.53, 0.36, 0.66), (0.64, 0.29, 0.80, 0.44), (0.72, 0.53, 0.88, 0.68), (0.74, 0.37, 0.87, 0.49)]
+MASSES = [
+    (0.15, 0.33, 0.30, 0.44),
+    (0.18, 0.53, 0.36, 0.66),
+    (0.64, 0.29, 0.80, 0.44),
+    (0.72, 0.53, 0.88, 0.68),
+    (0.74, 0.37, 0.87, 0.49),
+]
 
 
 def explained(capsys: pytest.CaptureFixture[str], *words: object) -> dict:
@@ -72,7 +78,9 @@ def test_a_real_lesion_study_is_placed_where_its_mask_is(
     assert values["peak_in_lesion"] in (True, False)
 
 
-def test_dcm2niix_places_the_overlay_like_the_source(real_data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_dcm2niix_places_the_overlay_like_the_source(
+    real_data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     import dcm2niix
     import nibabel
 
@@ -83,7 +91,11 @@ def test_dcm2niix_places_the_overlay_like_the_source(real_data: Path, tmp_path: 
     for folder in ("source", "overlay"):
         out = tmp_path / f"{folder}_nii"
         out.mkdir()
-        subprocess.run([dcm2niix.bin, "-z", "n", "-b", "n", "-f", "x", "-o", out, tmp_path / folder], check=True, capture_output=True)
+        subprocess.run(
+            [dcm2niix.bin, "-z", "n", "-b", "n", "-f", "x", "-o", out, tmp_path / folder],
+            check=True,
+            capture_output=True,
+        )
         (image,) = out.glob("*.nii")
         # dcm2niix stores a sagittal series in another order than a picture; in the same place.
         turned = nibabel.as_closest_canonical(nibabel.load(image))

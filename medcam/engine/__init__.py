@@ -13,7 +13,6 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from medcam.errors import UsageError
 from medcam.engine import cams
 from medcam.engine.capture import capture, gradient
 from medcam.engine.footprint import even_spread, footprints
@@ -27,6 +26,7 @@ from medcam.engine.targets import (
     predicted_region,
     probabilities,
 )
+from medcam.errors import UsageError
 
 CamRule = Callable[[Float[Tensor, "b c *t"], Float[Tensor, "b c *t"]], Float[Tensor, "b *t"]]
 
@@ -131,7 +131,9 @@ def relevance(
     if captured.calls > 1:
         common.append(f"Layer '{layer}' runs {captured.calls} times in one pass; its last call is explained.")
     if model.training:
-        common.append("The network is in training mode, so dropout and batch statistics act; model.eval() turns them off.")
+        common.append(
+            "The network is in training mode, so dropout and batch statistics act; model.eval() turns them off."
+        )
     classes: tuple[int, ...] = ()
     if callable(target):
         own = target
@@ -141,16 +143,22 @@ def relevance(
     with torch.inference_mode(False), torch.enable_grad():
         scores = own(captured.output)
     if scores.shape != (inputs.shape[0],):
-        raise UsageError(f"a target gives one score for each of {inputs.shape[0]} samples, not shape {tuple(scores.shape)}")
+        raise UsageError(
+            f"a target gives one score for each of {inputs.shape[0]} samples, not shape {tuple(scores.shape)}"
+        )
     slope = gradient(captured, scores).float()
     activation = captured.activation.detach().float()
     values = EXPLAINERS[method](activation, slope)
     size, cells = tuple(inputs.shape[2:]), tuple(activation.shape[2:])
     where = footprints(model, inputs[:1], [layer]).get(layer) or even_spread(size, cells)
     if not where.measured:
-        common.append("Where this layer's cells lie could not be measured; they are assumed to be spread evenly over the input.")
+        common.append(
+            "Where this layer's cells lie could not be measured; they are assumed to be spread evenly over the input."
+        )
     if min(cells) < _FEW_CELLS:
-        common.append(f"Layer '{layer}' has only {' x '.join(map(str, cells))} cells; the map cannot be finer than that.")
+        common.append(
+            f"Layer '{layer}' has only {' x '.join(map(str, cells))} cells; the map cannot be finer than that."
+        )
     notes = _notes(values, slope, logits.detach(), target, classes)
     return Relevance(
         values, where.stride, where.offset, size, layer, method, classes, scores.detach(),
@@ -172,9 +180,7 @@ def _probability(logits: Tensor, classes: tuple[int, ...]) -> Tensor | None:
     return probabilities(logits.float())[torch.arange(len(classes)), list(classes)]
 
 
-def _notes(
-    values: Tensor, slope: Tensor, logits: Tensor, target: object, classes: tuple[int, ...]
-) -> list[list[str]]:
+def _notes(values: Tensor, slope: Tensor, logits: Tensor, target: object, classes: tuple[int, ...]) -> list[list[str]]:
     """Return for each sample what its reader must know: a doubtful map is explained, never handed out in silence."""
     regions = predicted_region(logits, classes).flatten(1).any(1) if classes and logits.ndim > 2 else None
     every = []
@@ -200,7 +206,9 @@ def _choice(logits: Tensor, chosen: int) -> str:
 
 def _doubts(values: Tensor, slope: Tensor) -> list[str]:
     if not torch.isfinite(values).all():
-        return ["The map holds values that are not finite: the network's features or gradients overflow. Do not use it."]
+        return [
+            "The map holds values that are not finite: the network's features or gradients overflow. Do not use it."
+        ]
     mean_size = slope.abs().mean()
     if mean_size == 0:
         return ["The score's gradient at this layer is zero everywhere (a saturated or dead output); the map is blank."]

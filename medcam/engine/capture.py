@@ -83,7 +83,9 @@ def gradient(captured: Captured, scores: Float[Tensor, " b"], *, keep_graph: boo
     found = None
     if scores.requires_grad:
         with torch.inference_mode(False), torch.enable_grad():
-            (found,) = torch.autograd.grad(scores.sum(), captured.activation, retain_graph=keep_graph, allow_unused=True)
+            (found,) = torch.autograd.grad(
+                scores.sum(), captured.activation, retain_graph=keep_graph, allow_unused=True
+            )
     if found is None:
         raise UsageError(
             "the score does not depend on this layer (it lies behind the score, or on a branch that does not lead to it, "
@@ -133,7 +135,7 @@ def skeleton(network: nn.Module) -> Iterator[nn.Module]:
             plain = inner
     try:
         copied = _shared_copy(plain)
-    except Exception:  # whatever an exotic module raises when it is copied, the guard below serves it
+    except Exception:  # noqa: BLE001  whatever an exotic module raises when it is copied, the guard below serves it
         copied = None
     if copied is not None:
         yield copied

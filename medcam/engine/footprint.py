@@ -37,7 +37,8 @@ class Footprint:
 def footprints(network: nn.Module, inputs: Tensor, layers: Iterable[str]) -> dict[str, Footprint]:
     """Return where the cells of each named layer lie in `inputs` (`b c *s`; only its shape counts).
 
-    A layer that does not run, has no spatial axes, or that positions do not reach is left out. The cost is that of the network's element-wise work.
+    A layer that does not run, has no spatial axes, or that positions do not reach is left out. The cost is that of the network's
+    element-wise work.
     """
     size = tuple(inputs.shape[2:])
     found: dict[str, Tensor] = {}

@@ -10,10 +10,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from medcam.errors import UsageError
 from medcam.engine.capture import run, skeleton, spatial_tensor
 from medcam.engine.footprint import Footprint, footprints
 from medcam.engine.targets import output_tensor
+from medcam.errors import UsageError
 
 
 @dataclass(frozen=True)
@@ -131,9 +131,7 @@ class _Trace:
         if self._maps and self._maps[-1].tensor() is features and self._maps[-1].version == features._version:
             ended = self._maps.pop().ended
         kind = type(module).__name__
-        self._maps.append(
-            _Map(name, kind, tuple(features.shape[1:]), ended, weakref.ref(features), features._version)
-        )
+        self._maps.append(_Map(name, kind, tuple(features.shape[1:]), ended, weakref.ref(features), features._version))
 
     def layers(self, score_channels: int | None) -> tuple[Layer, ...]:
         """Return what was seen. `score_channels` is the number of classes of an output that has spatial axes, else None."""

@@ -20,9 +20,7 @@ class Writer(Protocol):
     ) -> tuple[Path, ...]: ...
 
 
-def read(
-    path: str | Path, *, series: str | None = None, volume: int | None = None, allow_gaps: bool = False
-) -> Volume:
+def read(path: str | Path, *, series: str | None = None, volume: int | None = None, allow_gaps: bool = False) -> Volume:
     """Read one image: a NIfTI file, a picture (PNG, JPEG, TIFF), or DICOM as a file, a folder or a zip.
 
     Parameters
@@ -167,4 +165,3 @@ def _png(
 
 # A format is one file of this folder and one row here. Loaded on use: each needs libraries that the others do not.
 WRITERS: dict[str, Writer] = {"nifti": _nifti, "dicom-sc": _dicom_sc, "png": _png}
-

@@ -22,10 +22,10 @@ from pydicom.valuerep import DSfloat
 from medcam.errors import OutputError
 from medcam.formats import dicom_derived
 from medcam.formats.dicom_files import said
-from medcam.whole_file import whole_file
 from medcam.geometry import Grid
 from medcam.render import THRESHOLD, display_range, overlay_rgb
 from medcam.volume import Heatmap, Volume
+from medcam.whole_file import whole_file
 
 _SERIES_NUMBER = 9001
 # A file counts its pixels in 32 bits.
@@ -147,9 +147,7 @@ def _add_film_spacing(dataset: Dataset, header: Dataset) -> None:
             dataset.PixelSpacingCalibrationType = kind
 
 
-def _add_pixels(
-    dataset: Dataset, heatmap: Heatmap, volume: Volume, slices: list[int], threshold: float
-) -> None:
+def _add_pixels(dataset: Dataset, heatmap: Heatmap, volume: Volume, slices: list[int], threshold: float) -> None:
     columns, rows, _ = volume.grid.shape
     if (size := 3 * columns * rows * len(slices)) > _MOST_BYTES:
         raise OutputError(

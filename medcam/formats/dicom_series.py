@@ -92,10 +92,10 @@ def scan(files: Sequence[StoredFile], place: str) -> list[Found]:
             # '._name' is what a Mac puts beside each file that it zips.
             misnamed += file.path.suffix.lower() == ".dcm" and not file.path.name.startswith("._")
         elif _is_image(header, file.path.name):
-            uid, is_localizer = str(said(header, "SeriesInstanceUID") or ""), "LOCALIZER" in _image_type(header)
+            uid, is_localizer = _text(header, "SeriesInstanceUID"), "LOCALIZER" in _image_type(header)
             images[uid, is_localizer].append(Image(file, header))
         else:
-            others[str(said(header, "Modality") or _kind(header))] += 1
+            others[_text(header, "Modality") or _kind(header)] += 1
     if not images:
         only = f", only {', '.join(f'{count} {kind}' for kind, count in sorted(others.items()))}" if others else ""
         raise InputError(f"{place} holds no DICOM image{only}; give a DICOM image, or a folder or zip that holds some")
@@ -162,7 +162,7 @@ def refuse_unread_kind(image: Image) -> None:
         )
     if "MOSAIC" in _image_type(header):
         raise InputError(f"{file_name} is a mosaic (all slices of a volume in one picture); {convert}")
-    photometric = said(header, "PhotometricInterpretation")
+    photometric = _text(header, "PhotometricInterpretation")
     if photometric not in ("MONOCHROME1", "MONOCHROME2") or (_integer(header, "SamplesPerPixel") or 1) != 1:
         raise InputError(
             f"{file_name} is a colour image (PhotometricInterpretation {photometric}); medcam reads greyscale images "
@@ -178,8 +178,8 @@ def _found(uid: str, images: Sequence[Image], is_localizer: bool, notes: tuple[s
     series = Series(
         uid=uid,
         number=_integer(header, "SeriesNumber"),
-        modality=str(said(header, "Modality") or ""),
-        description=str(said(header, "SeriesDescription") or ""),
+        modality=_text(header, "Modality"),
+        description=_text(header, "SeriesDescription"),
         shape=(int(header.Columns), int(header.Rows), len(kept)),
         paths=tuple(image.file.path for image in kept),
     )
@@ -214,7 +214,17 @@ def _is_image(header: Dataset, file_name: str) -> bool:
 
 def _kind(header: Dataset) -> str:
     uid = said(header, "SOPClassUID") or said(header.file_meta, "MediaStorageSOPClassUID")
-    return UID(str(uid)).name if uid else "object of no named class"
+    known = UID(str(uid))
+    return known.name if known.name != known else "object of no public class"
+
+
+def _text(header: Dataset, keyword: str) -> str:
+    """Return the words of an element, or '' where there are none that can be shown.
+
+    A damaged length swallows what follows, the patient's name too; it shows in the bytes between the elements.
+    """
+    words = str(said(header, keyword) or "")
+    return words if len(words) <= 64 and words.isprintable() else ""
 
 
 def _image_type(header: Dataset) -> tuple[str, ...]:

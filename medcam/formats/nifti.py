@@ -13,9 +13,9 @@ import numpy as np
 from nibabel.filebasedimages import ImageFileError
 
 from medcam.errors import GeometryError, InputError
-from medcam.whole_file import whole_file
 from medcam.geometry import Grid
 from medcam.volume import Heatmap, Source, Volume
+from medcam.whole_file import whole_file
 
 SUFFIXES = (".nii", ".nii.gz", ".hdr", ".img")
 _LARGEST_BYTES = 16 * 2**30
@@ -70,7 +70,9 @@ def read_nifti(path: Path, *, volume: int | None = None) -> Volume:
     name = path.name
     for suffix in (".gz", ".nii", ".hdr", ".img"):
         name = name.removesuffix(suffix)
-    return Volume(voxels, grid, "a.u.", Source("nifti", digest, name, oriented=oriented, placed=oriented, notes=tuple(notes)))
+    return Volume(
+        voxels, grid, "a.u.", Source("nifti", digest, name, oriented=oriented, placed=oriented, notes=tuple(notes))
+    )
 
 
 def _choose(name: str, shape: tuple[int, ...], volume: int | None) -> tuple[Any, ...]:
@@ -78,7 +80,9 @@ def _choose(name: str, shape: tuple[int, ...], volume: int | None) -> tuple[Any,
     extra = shape[3:]
     count = int(np.prod(extra)) if extra else 1
     if sum(n > 1 for n in extra) > 1:
-        raise InputError(f"{name} has {len(shape)} axes, {' x '.join(map(str, shape))}; medcam reads 3D, or one volume of 4D")
+        raise InputError(
+            f"{name} has {len(shape)} axes, {' x '.join(map(str, shape))}; medcam reads 3D, or one volume of 4D"
+        )
     if count > 1 and volume is None:
         raise InputError(f"{name} is 4D with {count} volumes; choose one with --volume 0 to {count - 1}")
     if volume is not None and not 0 <= volume < count:
@@ -97,7 +101,9 @@ def _affine(image: Any, name: str) -> tuple[np.ndarray, bool, list[str]]:
     affine = np.array(image.affine, np.float64)
     oriented = bool(s_code) or bool(q_code)
     if not oriented:
-        notes.append(f"{name} says neither where its voxels lie nor which way the patient faces; no orientation is claimed.")
+        notes.append(
+            f"{name} says neither where its voxels lie nor which way the patient faces; no orientation is claimed."
+        )
     if s_code and q_code and sform is not None and qform is not None:
         corners = np.array(np.meshgrid(*[(0, n - 1) for n in (*image.shape, 1, 1)[:3]], indexing="ij")).reshape(3, -1)
         apart = np.linalg.norm((sform - qform)[:3, :3] @ corners + (sform - qform)[:3, 3:], axis=0).max()
@@ -167,7 +173,9 @@ def sidecar_values(heatmap: Heatmap, threshold: float) -> dict[str, Any]:
         "target": heatmap.target,
         "score": heatmap.score,
         "probability": heatmap.probability,
-        "peak": None if peak is None else {"voxel": peak.voxel, "world_ras": peak.world_mm, "relevance": peak.relevance},
+        "peak": None
+        if peak is None
+        else {"voxel": peak.voxel, "world_ras": peak.world_mm, "relevance": peak.relevance},
         "length_unit": heatmap.source.length_unit,
         "oriented": heatmap.source.oriented,
         "placed": heatmap.source.placed,

@@ -26,10 +26,17 @@ import numpy as np
 import torch
 from torch import nn
 
-from medcam.models.checkpoints import is_torchscript, load_torchscript, load_weights, missing_factory, read_state, refuse_text
 from medcam.errors import ModelError
-from medcam.samples import sample_path
+from medcam.models.checkpoints import (
+    is_torchscript,
+    load_torchscript,
+    load_weights,
+    missing_factory,
+    read_state,
+    refuse_text,
+)
 from medcam.models.user_code import call_factory, first_line, nearest, neighbours
+from medcam.samples import sample_path
 
 DEMOS = {"demo-mri": "demo_mri", "demo-cxr": "demo_cxr"}
 _CHECKPOINTS = (".pt", ".pth", ".ckpt", ".safetensors", ".bin", ".pkl", ".tar")

@@ -19,9 +19,9 @@ from typing import Any
 
 from torch import nn
 
+from medcam.errors import ModelError
 from medcam.models.checkpoints import is_torchscript, load_torchscript, load_weights, read_state
 from medcam.models.configs import SUFFIXES, build, compose, find, read_config
-from medcam.errors import ModelError
 from medcam.models.user_code import first_line, importable
 
 _CONFIGS = ("inference", "infer", "evaluate", "test", "train")

@@ -14,9 +14,9 @@ from monai.bundle.config_item import ConfigExpression
 from monai.transforms import Compose
 from monai.transforms.traits import RandomizableTrait
 
+from medcam.errors import ModelError
 from medcam.models.checkpoints import TRUST_MEANS
 from medcam.models.config_trust import adapt_arguments, code_in, prune
-from medcam.errors import ModelError
 from medcam.models.user_code import first_line, missing_package, pip_hint
 
 SUFFIXES = (".json", ".yaml", ".yml")

@@ -20,8 +20,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from medcam.models.checkpoints import TRUST_MEANS
 from medcam.errors import ModelError
+from medcam.models.checkpoints import TRUST_MEANS
 from medcam.models.user_code import first_line
 
 if TYPE_CHECKING:

@@ -8,8 +8,8 @@ from monai.networks.nets import DynUNet, SegResNet, UNet, VNet, resnet18
 from torch import nn
 
 from engine.toy_networks import Classifier, Segmenter, image
-from medcam.errors import UsageError
 from medcam.engine.layers import default_layer, feature_layers
+from medcam.errors import UsageError
 from medcam.lesion_net import LesionNet
 
 DIMS = pytest.mark.parametrize("dims", [2, 3])
@@ -47,7 +47,9 @@ def test_defaults_of_monai_networks(network, expected: str) -> None:
 
 
 def test_a_block_and_its_last_member_are_one_layer_but_an_in_place_relu_is_another() -> None:
-    network = nn.Sequential(nn.Sequential(nn.Conv2d(1, 3, 3), nn.BatchNorm2d(3)), nn.ReLU(inplace=True), nn.Conv2d(3, 2, 1))
+    network = nn.Sequential(
+        nn.Sequential(nn.Conv2d(1, 3, 3), nn.BatchNorm2d(3)), nn.ReLU(inplace=True), nn.Conv2d(3, 2, 1)
+    )
     names = [layer.name for layer in feature_layers(network.eval(), torch.randn(1, 1, 8, 9))]
     assert names == ["0.0", "0", "1", "2"]
 

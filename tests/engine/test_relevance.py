@@ -13,9 +13,9 @@ from monai.networks.nets import DenseNet121, UNet
 from torch import Tensor, nn
 
 from engine.toy_networks import Classifier, Reused, Segmenter, Tuples, conv, image
-from medcam.errors import MedcamError, ModelError, UsageError
 from medcam.engine import Relevance, relevance
 from medcam.engine.capture import capture, gradient
+from medcam.errors import MedcamError, ModelError, UsageError
 from medcam.lesion_net import LesionNet
 
 DIMS = pytest.mark.parametrize("dims", [2, 3])
@@ -81,7 +81,12 @@ def fingerprint(network: nn.Module) -> dict[str, object]:
             len(module._backward_hooks), sorted(vars(module)),
         )  # fmt: skip
     for name, p in network.named_parameters():
-        found["p " + name] = (p.data_ptr(), p._version, p.requires_grad, None if p.grad is None else p.grad.sum().item())
+        found["p " + name] = (
+            p.data_ptr(),
+            p._version,
+            p.requires_grad,
+            None if p.grad is None else p.grad.sum().item(),
+        )
     for name, b in network.named_buffers():
         found["b " + name] = (b.data_ptr(), b._version, b.sum().item())
     return found

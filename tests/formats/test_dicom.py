@@ -11,6 +11,7 @@ import nibabel
 import numpy as np
 import pydicom
 import pytest
+
 from formats.dicom_phantom import (
     AXIAL,
     GEOMETRIES,
@@ -20,7 +21,6 @@ from formats.dicom_phantom import (
     stored_values,
     write_series,
 )
-
 from medcam.errors import GeometryError, InputError
 from medcam.formats.dicom import read_dicom
 from medcam.volume import Volume

@@ -8,11 +8,11 @@ from pathlib import Path
 import numpy as np
 import pydicom
 import pytest
-from formats.dicom_phantom import GEOMETRIES, stored_values, write_series
 from PIL import Image
 from pydicom.encaps import encapsulate, get_frame
 from pydicom.uid import JPEGLSLossless
 
+from formats.dicom_phantom import GEOMETRIES, stored_values, write_series
 from medcam.errors import InputError
 from medcam.formats.dicom import read_dicom
 from medcam.formats.dicom_codestream import declared

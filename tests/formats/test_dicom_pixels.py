@@ -7,10 +7,10 @@ from pathlib import Path
 import numpy as np
 import pydicom
 import pytest
-from formats.dicom_phantom import GEOMETRIES, stored_values, write_film, write_series
 from pydicom import Dataset
 from pydicom.uid import JPEG2000Lossless, JPEGLSLossless, RLELossless
 
+from formats.dicom_phantom import GEOMETRIES, stored_values, write_film, write_series
 from medcam.errors import GeometryError, InputError
 from medcam.formats import dicom_pixels
 from medcam.formats.dicom import read_dicom
@@ -154,7 +154,7 @@ def test_a_damaged_stream_is_refused_by_the_file_and_its_compression(tmp_path: P
     paths = write_series(tmp_path, stored_values((40, 30, 2)), AFFINE, transfer_syntax=JPEGLSLossless)
     content = bytearray(paths[1].read_bytes())
     start = content.find(b"\xff\xd8\xff")
-    content[start + 4 : start + 40] = bytes(36)
+    content[start + 40 : start + 400] = bytes(360)
     paths[1].write_bytes(content)
     with pytest.raises(InputError, match=r"001.dcm holds pixels \(JPEG-LS Lossless"):
         read_dicom(tmp_path)

@@ -9,9 +9,9 @@ import nibabel
 import numpy as np
 import pydicom
 import pytest
-from formats.test_dicom import assert_same_image, by_dcm2niix, by_simpleitk, canonical
 from pydicom.data import get_testdata_file
 
+from formats.test_dicom import assert_same_image, by_dcm2niix, by_simpleitk, canonical
 from medcam.errors import GeometryError, InputError
 from medcam.formats.dicom import find_series, read_dicom
 

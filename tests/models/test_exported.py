@@ -11,11 +11,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from models.bundle_phantom import Marker, phantom_image, small_net
 from torch import Tensor, nn
 
 from medcam.errors import ModelError
 from medcam.models import load_model
+from models.bundle_phantom import Marker, phantom_image, small_net
 
 
 @pytest.fixture

@@ -13,13 +13,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from models.bundle_phantom import FACTORY, Marker, phantom_image, small_net, write_bundle
 from torch import Tensor, nn
 
-from medcam.models.checkpoints import load_weights
 from medcam.errors import InputError, ModelError
 from medcam.models import DEMOS, Model, load_model, wrap_module
+from medcam.models.checkpoints import load_weights
 from medcam.samples import sample_path
+from models.bundle_phantom import FACTORY, Marker, phantom_image, small_net, write_bundle
 
 
 @pytest.fixture
