@@ -176,7 +176,7 @@ def test_inspect_lists_layers_with_their_cell_size_and_marks_the_default(
 ) -> None:
     code, out, err = run(capsys, "inspect", bundle)
     assert code == 0, err
-    assert [line for line in out.splitlines() if line.startswith("*")][0].split()[:2] == ["*", "features"]
+    assert next(line for line in out.splitlines() if line.startswith("*")).split()[:2] == ["*", "features"]
     values = json.loads(run(capsys, "inspect", bundle, "--json")[1])
     (default,) = [layer for layer in values["layers"] if layer["default"]]
     assert (default["name"], default["cell_size_voxels"], default["first_cell_at"]) == (
