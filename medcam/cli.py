@@ -103,13 +103,19 @@ def _run(arguments: list[str]) -> int:
         warnings.simplefilter("ignore")
     from medcam import commands as room
 
-    say = (lambda _line: None) if options.quiet else (lambda line: sys.stderr.write(f"medcam: {line}\n") and None)
+    # What code will run is told whatever --quiet says; progress is not.
+    options.tell = _tell
+    say = (lambda _line: None) if options.quiet else _tell
     result = getattr(room, options.command)(options, say)
     if options.json:
         sys.stdout.write(json.dumps({"ok": result.ok, **result.values}, indent=2, ensure_ascii=False) + "\n")
     else:
         sys.stdout.write("\n".join(result.lines) + "\n")
     return 0 if result.ok else 1
+
+
+def _tell(line: str) -> None:
+    sys.stderr.write(f"medcam: {line}\n")
 
 
 def _parsers() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParser]]:

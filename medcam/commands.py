@@ -27,7 +27,7 @@ class Result:
 
 def explain(options: Namespace, say: Say) -> Result:
     """Explain one case, and write its heatmap."""
-    from medcam.formats import read, write
+    from medcam.formats import check_formats, read, write
 
     if not options.model:
         raise UsageError("--model is missing: name a bundle, a .pt2, weights with --factory, demo-mri or demo-cxr")
@@ -37,7 +37,9 @@ def explain(options: Namespace, say: Say) -> Result:
         say(f"reading image {len(volumes) + 1} of {len(options.images)}")
         volumes.append(read(image, series=options.series, volume=options.volume, allow_gaps=options.allow_gaps))
     if options.slice is not None:
-        volumes = [volume.slice(options.slice) for volume in volumes]
+        # The others are put on the grid of the first, so on its slice.
+        volumes[0] = volumes[0].slice(options.slice)
+    check_formats(formats, volumes[0], threshold=options.threshold)
     lesion = read(options.lesion) if options.lesion else None
 
     from medcam.models import load_model
@@ -46,7 +48,7 @@ def explain(options: Namespace, say: Say) -> Result:
     say("loading the model")
     model = load_model(
         options.model, factory=options.factory, preprocessing=options.preprocessing, trust_code=options.trust_code,
-        device=options.device, say=say,
+        device=options.device, say=options.tell,
     )  # fmt: skip
     say(f"explaining with {options.method}")
     start = time.perf_counter()
@@ -129,7 +131,7 @@ def _inspect_model(options: Namespace, say: Say) -> Result:
     from medcam.models import load_model
 
     model = load_model(
-        options.path, factory=options.factory, trust_code=options.trust_code, device=options.device, say=say
+        options.path, factory=options.factory, trust_code=options.trust_code, device=options.device, say=options.tell
     )
     about = [f"model   {model.name} ({model.kind})", f"classes {', '.join(model.class_names) or 'not named'}"]
     about += [f"note    {note}" for note in model.notes]

@@ -17,7 +17,7 @@ from formats.dicom_phantom import GEOMETRIES, stored_values, write_series
 from medcam.cli import main
 from medcam.recipe import Recipe
 from medcam.samples import sample_path
-from models.bundle_phantom import FACTORY, small_net, write_bundle
+from models.bundle_phantom import FACTORY, small_net, with_item, write_bundle
 
 
 @pytest.fixture
@@ -88,6 +88,33 @@ def test_options_may_come_from_a_file_and_the_command_line_wins(
     assert (code, "did you mean 'model'" in err) == (2, True)
     config.write_text("{not yaml")
     assert run(capsys, "explain", scan, "--config", config)[0] == 2
+
+
+def test_code_in_a_bundle_needs_trust_and_is_listed_even_when_quiet(
+    capsys: pytest.CaptureFixture[str], scan: Path, tmp_path: Path
+) -> None:
+    bundle = write_bundle(tmp_path / "code", inference=with_item("network_def/sharpness", "$float(str(4.0))"))
+    words = ["explain", scan, "--model", bundle, "--out", tmp_path / "out", "--formats", "nifti", "--quiet"]
+    code, _, err = run(capsys, *words)
+    assert code == 3
+    assert "float(str(4.0))" in err
+    assert "--trust-code" in err
+    code, _, err = run(capsys, *words, "--trust-code")
+    assert code == 0
+    assert "float(str(4.0))" in err
+    assert "explaining" not in err
+
+
+def test_a_2d_network_explains_the_slice_that_was_chosen(
+    capsys: pytest.CaptureFixture[str], scan: Path, tmp_path: Path
+) -> None:
+    code, out, err = run(
+        capsys, "explain", scan, "--model", "demo-cxr", "--slice", "7", "--out", tmp_path / "o", "--json"
+    )
+    assert code == 0, err
+    heat, image = nibabel.load(tmp_path / "o" / "scan_gradcam.nii.gz"), nibabel.load(scan)
+    assert heat.shape == (22, 26, 1)
+    np.testing.assert_allclose(heat.affine @ [3, 4, 0, 1], image.affine @ [3, 4, 7, 1], atol=1e-5)
 
 
 def test_weights_with_a_factory(capsys: pytest.CaptureFixture[str], scan: Path, tmp_path: Path) -> None:

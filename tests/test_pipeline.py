@@ -100,6 +100,32 @@ def test_the_wrong_number_of_channels_is_explained() -> None:
         explain(volume, nn.Sequential(nn.Conv3d(4, 1, 3), nn.Flatten()).eval())
 
 
+def test_four_images_are_four_channels_on_the_grid_of_the_first() -> None:
+    class LastChannel(BrightestCell):
+        def __init__(self) -> None:
+            super().__init__()
+            self.cells = nn.Conv3d(4, 2, 4, stride=4, bias=False)
+            with torch.no_grad():
+                self.cells.weight.zero_()[:, 3] = 1 / 64
+
+    centre = GRID.world_mm(np.array([30.0, 12, 20]))
+    other = Grid((50, 50, 50), np.diag([1.5, 1.5, 1.5, 1]) + np.pad((centre - 40)[:, None], ((0, 1), (3, 0))))
+    flat = made_volume(np.zeros(GRID.shape, np.float32), GRID)
+    heatmap = explain([flat, flat, flat, made_volume(blob(other, centre), other)], LastChannel().eval(), target=0)
+    peak = heatmap.peak()
+    assert peak is not None
+    assert (np.abs(GRID.index(np.array(peak.world_mm)) - GRID.index(centre)) <= 2.5).all()
+    assert len(heatmap.recipe.inputs) == 4
+    assert "Image 4 lies on another grid" in " ".join(heatmap.notes)
+
+
+@pytest.mark.filterwarnings("ignore:.*jit.*deprecated:DeprecationWarning")
+def test_torchscript_is_refused_and_told_what_can_serve_it() -> None:
+    scripted = torch.jit.trace(BrightestCell().eval(), torch.zeros(1, 1, 8, 8, 8))
+    with pytest.raises(UsageError, match="TorchScript"):
+        explain(made_volume(np.zeros(GRID.shape, np.float32), GRID), scripted)
+
+
 def test_an_image_the_network_cannot_take_is_a_model_error() -> None:
     class Picky(BrightestCell):
         def forward(self, x: Tensor) -> Tensor:

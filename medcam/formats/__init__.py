@@ -118,12 +118,7 @@ def write(
     OutputError
         If a file cannot be written, or the source cannot be written in this format.
     """
-    wanted = list(dict.fromkeys(formats))
-    for name in wanted:
-        if name not in WRITERS:
-            raise UsageError(f"there is no format '{name}'; medcam writes {', '.join(WRITERS)}")
-    if not 0 < threshold < 1:
-        raise UsageError(f"a threshold is a fraction of the maximum, above 0 and below 1, not {threshold}")
+    wanted = check_formats(formats, volume, threshold=threshold)
     folder = Path(folder)
     label = f"{heatmap.source.label}_{heatmap.recipe.method.replace('-', '')}" if label is None else label
     written: list[Path] = []
@@ -133,6 +128,28 @@ def write(
         except OSError as error:
             raise OutputError(f"cannot write to {folder}: {error.strerror or error}") from error
     return tuple(written)
+
+
+def check_formats(formats: Iterable[str], volume: Volume, *, threshold: float) -> list[str]:
+    """Return the formats, each once, if `write` could write them for this image: to be asked before a long computation.
+
+    Raises
+    ------
+    UsageError
+        If a format is unknown, none is named, or the threshold is not a fraction.
+    OutputError
+        If the image cannot be the source of one of them.
+    """
+    wanted = list(dict.fromkeys(formats))
+    if unknown := [name for name in wanted if name not in WRITERS] or ([] if wanted else [""]):
+        raise UsageError(f"there is no format '{unknown[0]}'; medcam writes {', '.join(WRITERS)}")
+    if not 0 < threshold < 1:
+        raise UsageError(f"a threshold is a fraction of the maximum, above 0 and below 1, not {threshold}")
+    if "dicom-sc" in wanted:
+        from medcam.formats.dicom_derived import source_headers
+
+        source_headers(volume.source)
+    return wanted
 
 
 def _nifti(
