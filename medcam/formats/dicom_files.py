@@ -38,7 +38,7 @@ UNREADABLE = (
     LookupError,
     BytesLengthException,
 )
-_DEFLATED = b"1.2.840.10008.1.2.1.99\0"
+_DEFLATED = b"1.2.840.10008.1.2.1.99"
 
 
 @dataclass(frozen=True)

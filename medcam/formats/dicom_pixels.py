@@ -163,8 +163,8 @@ def _refuse_other_sizes(dataset: FileDataset) -> None:
     if found is not None and (found[:3] != expected or not 1 < found.bits <= int(dataset.BitsAllocated)):
         raise InputError(
             f"is damaged: its compressed stream declares {found.rows} rows, {found.columns} columns and "
-            f"{found.components} component(s) of {found.bits} bits, its header {expected[0]} rows, {expected[1]} columns "
-            f"and one component of at most {dataset.BitsAllocated} bits; fetch it again"
+            f"{found.components} component(s) of {found.bits} bits, its header {expected[0]} rows, {expected[1]} "
+            f"columns and one component of at most {dataset.BitsAllocated} bits; fetch it again"
         )
 
 

@@ -13,6 +13,7 @@ import numpy as np
 from pydicom import Dataset
 from pydicom.dataset import FileMetaDataset
 from pydicom.uid import (
+    UID,
     ComputedRadiographyImageStorage,
     CTImageStorage,
     DigitalXRayImageStorageForPresentation,
@@ -180,12 +181,9 @@ def save(dataset: Dataset, path: Path, *, transfer_syntax: str = ExplicitVRLittl
     """Write a dataset, compressed if the transfer syntax says so (RLE, JPEG-LS and JPEG 2000 can be written)."""
     dataset.file_meta = FileMetaDataset()
     dataset.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
-    if dataset.file_meta.TransferSyntaxUID != transfer_syntax:
-        from pydicom.uid import UID
-
-        if UID(transfer_syntax).is_encapsulated:
-            dataset.compress(transfer_syntax, generate_instance_uid=False)
-        dataset.file_meta.TransferSyntaxUID = UID(transfer_syntax)
+    if UID(transfer_syntax).is_encapsulated:
+        dataset.compress(transfer_syntax, generate_instance_uid=False)
+    dataset.file_meta.TransferSyntaxUID = UID(transfer_syntax)
     if preamble:
         dataset.save_as(path, enforce_file_format=True)
     else:

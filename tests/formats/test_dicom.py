@@ -138,7 +138,7 @@ def test_one_slice_is_as_thick_as_it_says(tmp_path: Path, tags: dict[str, str], 
     volume = read_dicom(paths[0])
     step = volume.grid.affine[:3, 2]
     assert volume.grid.spacing_mm[2] == pytest.approx(thickness_mm)
-    np.testing.assert_allclose(np.cross(step, GEOMETRIES["oblique"][:3, 2]), 0, atol=1e-6)
+    np.testing.assert_allclose(step, GEOMETRIES["oblique"][:3, 2] / 2.5 * thickness_mm, atol=1e-6)
     image, affine = by_simpleitk(paths)
     np.testing.assert_array_equal(volume.voxels, image)
     np.testing.assert_allclose(volume.grid.affine[:, [0, 1, 3]], affine[:, [0, 1, 3]], atol=1e-6)
@@ -347,6 +347,12 @@ def test_the_source_says_what_was_read_and_no_patient(tmp_path: Path) -> None:
         del original["PixelData"]
         assert header == original
     assert not any(marker in repr(source) + str(volume) for marker in MARKERS)
+
+
+def test_the_window_is_that_of_the_middle_slice(tmp_path: Path) -> None:
+    windows = {"slice_tags": lambda k: {"WindowCenter": str(10 * k), "WindowWidth": str(100 + k)}}
+    write_series(tmp_path, stored_values((7, 5, 5)), GEOMETRIES["axial"], **windows)
+    assert read_dicom(tmp_path).source.window == (20, 102)
 
 
 def test_a_label_without_a_series_number_is_short_and_its_own(tmp_path: Path) -> None:

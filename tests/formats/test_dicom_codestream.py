@@ -65,6 +65,7 @@ def test_other_streams_are_left_to_their_decoder() -> None:
         lambda stream: stream[:2] + b"\0" * 5 + stream[2:],
         lambda stream: stream[:2] + b"\xff\xd3\0\4" + stream[2:],
         lambda stream: stream[:2] + b"\xff\xfe\0\1" + stream[2:],
+        lambda stream: stream[:2] + b"\0\xfe\0\4no" + stream[2:],
         lambda stream: stream[:4],
     ],
 )

@@ -7,6 +7,7 @@ import zipfile
 from pathlib import Path
 
 import numpy as np
+import pydicom
 import pytest
 from pydicom.uid import DeflatedExplicitVRLittleEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian, RLELossless
 
@@ -146,8 +147,15 @@ def test_a_zip_bomb_is_refused_before_it_is_opened(tmp_path: Path, monkeypatch: 
     monkeypatch.setattr(dicom_files, "_RATIO_MATTERS_FROM_BYTES", 1_000_000)
     assert "times its size" in refusal(path)
     monkeypatch.setattr(dicom_files, "_MAX_UNPACKED_BYTES", 1_900_000)
-    assert "unpack it yourself and give the folder" in refusal(path)
+    assert "medcam reads at most 0 GiB from a zip" in refusal(path)
     assert not is_dicom(path)
+
+
+def test_a_file_that_inflates_without_end_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = write_series(tmp_path, stored_values(), AFFINE, transfer_syntax=DeflatedExplicitVRLittleEndian)[0]
+    assert is_dicom(path)
+    monkeypatch.setattr(dicom_files, "_MAX_INFLATED_BYTES", 500)
+    assert refusal(path).startswith("000.dcm inflates to more than")
 
 
 def test_a_damaged_or_encrypted_zip_is_refused_by_name(tmp_path: Path) -> None:
@@ -209,6 +217,15 @@ def test_a_file_cut_short_is_refused_by_its_name_alone(tmp_path: Path) -> None:
     for length in range(150, len(whole) - 100, 50):
         paths[1].write_bytes(whole[:length])
         assert "001.dcm" in refusal(folder), length
+
+
+def test_a_damaged_length_does_not_drag_the_patients_name_into_a_listing(tmp_path: Path) -> None:
+    two_series(tmp_path)
+    for path in (tmp_path / "b").iterdir():
+        path.write_bytes(path.read_bytes().replace(b"LO\x04\0thin", b"LO\x16\0thin"))
+    assert MARKERS[0] in str(pydicom.dcmread(tmp_path / "b" / "000.dcm").SeriesDescription)
+    assert "  7  CT  no description  3 slices" in refusal(tmp_path)
+    assert not any(marker in repr(find_series(tmp_path)) for marker in MARKERS)
 
 
 def test_an_unreadable_file_is_named_without_its_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
