@@ -53,6 +53,9 @@ detector.
 """
 
 
+_ACTIVATION = "what makes probabilities of the output: sigmoid for multi-label networks (default: softmax, or sigmoid for one channel)"
+
+
 class _Parser(argparse.ArgumentParser):
     """Raises what argparse would print, so that all errors leave by one door."""
 
@@ -175,6 +178,11 @@ def _parsers() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentPars
     explain.add_argument(
         "--score", choices=["logit", "probability"], default="logit", help="what the gradient is taken of"
     )
+    explain.add_argument(
+        "--activation",
+        choices=["softmax", "sigmoid"],
+        help=_ACTIVATION,
+    )
     explain.add_argument("--slice", type=int, metavar="K", help="the slice for a 2D network, from 0")
     explain.add_argument(
         "--lesion", metavar="MASK", help="a lesion mask: outlined in pictures, and tested for the peak"
@@ -237,17 +245,30 @@ def _apply_config(parser: argparse.ArgumentParser, path: Path) -> None:
         raise UsageError(f"{path} is neither JSON nor YAML: {' '.join(str(error).split())}") from error
     if not isinstance(values, dict):
         raise UsageError(f"{path} should hold option names and values, such as `model: demo-mri`")
-    known = {a.dest for a in parser._actions} - {"help", "config", "images", "json", "debug", "quiet"}
+    flags = {a.dest: a.nargs == 0 for a in parser._actions}
+    known = set(flags) - {"help", "config", "images", "json", "debug", "quiet"}
     defaults = {}
     for name, value in values.items():
         dest = str(name).lstrip("-").replace("-", "_")
         if dest not in known:
             near = difflib.get_close_matches(dest, known, n=1)
             raise UsageError(f"{path}: there is no option '{name}'" + (f"; did you mean '{near[0]}'?" if near else ""))
-        # As text, so that the option's own conversion checks it as it would on the command line.
-        text_value = ",".join(map(str, value)) if isinstance(value, list) else str(value)
-        defaults[dest] = value if isinstance(value, bool) else text_value
+        defaults[dest] = _config_value(flags[dest], value, f"{path}: '{name}'")
     parser.set_defaults(**defaults)
+
+
+def _config_value(is_flag: bool, value: Any, where: str) -> Any:
+    """Return a value as the command line would have given it; a flag is true or false and nothing that merely looks like it."""
+    if is_flag != isinstance(value, bool):
+        wanted = "true or false" if is_flag else "text or a number"
+        raise UsageError(f"{where} should be {wanted}, not {value!r}")
+    if is_flag:
+        return value
+    items = value if isinstance(value, list) else [value]
+    if not items or not all(isinstance(item, (str, int, float)) for item in items):
+        raise UsageError(f"{where} should be text, a number or a list of them, not {value!r}")
+    # As text, so that the option's own conversion checks it as it would on the command line.
+    return ",".join(map(str, items))
 
 
 if __name__ == "__main__":

@@ -44,6 +44,7 @@ def explain(options: Namespace, say: Say) -> Result:
 
     from medcam.models import load_model
     from medcam.pipeline import explain as explain_volumes
+    from medcam.validate.localization import lesion_on
 
     say("loading the model")
     model = load_model(
@@ -59,8 +60,11 @@ def explain(options: Namespace, say: Say) -> Result:
         target=options.target,
         method=options.method,
         score=options.score,
+        activation=options.activation,
         device=options.device,
     )
+    if lesion is not None:
+        lesion_on(heatmap, lesion)  # a mask that does not belong here is refused before anything is written
     say(f"explained in {time.perf_counter() - start:.1f} s; writing {', '.join(formats)}")
     files = write(heatmap, volumes[0], options.out, formats=formats, threshold=options.threshold, lesion=lesion)
     return _explained(heatmap, lesion, files, options.threshold)

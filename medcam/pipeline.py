@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, version
-from typing import Any
+from typing import Any, SupportsIndex
 
 import torch
 from torch import nn
@@ -26,9 +27,10 @@ def explain(
     model: Model | nn.Module | str,
     *,
     layer: str | None = None,
-    target: int | str | Target | None = None,
+    target: SupportsIndex | str | Target | None = None,
     method: str = "grad-cam",
     score: str = "logit",
+    activation: str | None = None,
     preprocessing: Callable[[Any], Any] | None = None,
     device: str = "cpu",
 ) -> Heatmap:
@@ -47,6 +49,8 @@ def explain(
         notes name.
     score
         'logit' or 'probability'.
+    activation
+        'softmax' or 'sigmoid', what makes probabilities of the output; see `medcam.relevance`.
     preprocessing
         A chain of MONAI transforms (dictionary or array) to use instead of the model's own.
 
@@ -60,9 +64,9 @@ def explain(
         If the model cannot be loaded or does not accept the prepared image.
     """
     loaded = _loaded(model, device)
-    volumes = (volume,) if isinstance(volume, Volume) else tuple(volume)
-    if not volumes:
-        raise UsageError("no image was given")
+    volumes = tuple(volume) if isinstance(volume, (list, tuple)) else (volume,)
+    if not volumes or not all(isinstance(each, Volume) for each in volumes):
+        raise UsageError("explain takes what medcam.read gives, one volume or one for each channel")
     if not loaded.layers_open:
         raise UsageError(
             f"{method} needs the activation of a layer, which a TorchScript file does not give; methods that look at the input alone can "
@@ -73,13 +77,18 @@ def explain(
     ready = prepare(volumes, chain, spatial_dims=dims)
     _check_channels(loaded, ready, len(volumes))
     wanted = _class_index(target, loaded.class_names) if isinstance(target, str) else target
-    inputs = ready.tensor.unsqueeze(0).to(device)
-    found = relevance(loaded.network, inputs, layer=layer, target=wanted, method=method, score=score)
+    # In the network's own precision, be it half or double.
+    dtype = next((p.dtype for p in loaded.network.parameters() if p.is_floating_point()), torch.float32)
+    inputs = ready.tensor.unsqueeze(0).to(device, dtype)
+    found = relevance(
+        loaded.network, inputs, layer=layer, target=wanted, method=method, score=score, activation=activation
+    )
     notes = [*volumes[0].source.notes, *loaded.notes, *ready.notes]
     if chain is None:
         notes.append("No preprocessing was given, so the network saw the image's values as they are stored.")
     notes.extend(_with_names(found.notes[0], found.classes, loaded.class_names))
-    return _place(found, ready, volumes, loaded, score, tuple(dict.fromkeys(map(_sentence, notes))))
+    heatmap = _place(found, ready, volumes, loaded, tuple(dict.fromkeys(map(_sentence, notes))))
+    return replace(heatmap, recipe=replace(heatmap.recipe, score=score, activation=activation))
 
 
 def _loaded(model: Model | nn.Module | str, device: str) -> Model:
@@ -123,15 +132,15 @@ def _with_names(notes: Sequence[str], classes: Sequence[int], names: Sequence[st
         return list(notes)
     c = classes[0]
     return [
-        note.replace(f" class, {c},", f" class, {_class_label(c, names)},").replace(
-            f"predicts class {c} ", f"predicts {_class_label(c, names)} "
-        )
+        note.replace(f" class, {c},", f" class, {_class_label(c, names)},")
+        .replace(f"predicts class {c} ", f"predicts {_class_label(c, names)} ")
+        .replace(f"; class {c} is", f"; {_class_label(c, names)} is")
         for note in notes
     ]
 
 
 def _place(
-    found: Relevance, ready: Prepared, volumes: Sequence[Volume], model: Model, score: str, notes: tuple[str, ...]
+    found: Relevance, ready: Prepared, volumes: Sequence[Volume], model: Model, notes: tuple[str, ...]
 ) -> Heatmap:
     """Put the map on the source's grid by one interpolation, from feature cells to voxels."""
     values = found.values[0].cpu().numpy()
@@ -150,7 +159,6 @@ def _place(
         method=found.method,
         layer=found.layer,
         target=target,
-        score=score,
         preprocessing=ready.steps,
         inputs=tuple(v.source.sha256 for v in volumes),
         input_shape=found.input_shape,

@@ -12,10 +12,12 @@ import torch
 from jaxtyping import Float
 from monai.data.meta_tensor import MetaTensor
 from monai.transforms.compose import Compose
+from monai.transforms.io.array import LoadImage
+from monai.transforms.io.dictionary import LoadImaged
 from monai.transforms.traits import RandomizableTrait
 from monai.transforms.transform import MapTransform
-from monai.transforms.utility.array import Lambda, Transpose
-from monai.transforms.utility.dictionary import Lambdad, Transposed
+from monai.transforms.utility.array import EnsureChannelFirst, Lambda, Transpose
+from monai.transforms.utility.dictionary import EnsureChannelFirstd, Lambdad, Transposed
 from monai.utils.enums import MetaKeys, SpaceKeys
 from torch import Tensor
 
@@ -26,6 +28,7 @@ from medcam.volume import Volume
 # Two pictures this alike are one picture, up to contrast.
 _ALIKE = 0.9
 _SAMPLES = 32
+_LOADERS = (LoadImage, LoadImaged, EnsureChannelFirst, EnsureChannelFirstd)
 
 
 @dataclass(frozen=True, eq=False)
@@ -74,15 +77,18 @@ def prepare(volumes: Sequence[Volume], transform: Callable[[Any], Any] | None, *
         raise UsageError(
             f"the network is 2D and the image has {reference.grid.shape[2]} slices; choose one with --slice (from 0)"
         )
+    if spatial_dims == 3 and reference.grid.shape[2] == 1:
+        raise UsageError("the network is 3D and the image has one slice; give it a volume")
     arrays, notes = _on_one_grid(volumes)
     # MONAI's 2D transforms read the upper left of the affine, which is singular for a coronal film: give them the image plane's own axes.
     spacing = reference.grid.spacing_mm
     local = reference.grid.affine if spatial_dims == 3 else np.diag([spacing[0], spacing[1], 1.0, 1.0])
     images = [_meta_tensor(array if spatial_dims == 3 else array[:, :, 0], local) for array in arrays]
-    steps = list(_flat(transform))
+    # The image is read and has its channel axis: a chain's own loader has nothing to do.
+    steps = [step for step in _flat(transform) if not isinstance(step, _LOADERS)]
     key, data = _bundle(images, steps)
     for step in steps:
-        data = _apply(step, data, key)
+        data = _apply(step, data, key, notes)
     image = data[key] if isinstance(data, dict) else data
     if image.ndim != spatial_dims + 1:
         raise UsageError(
@@ -177,7 +183,7 @@ def _bundle(images: list[MetaTensor], steps: Sequence[Callable[[Any], Any]]) -> 
     )
 
 
-def _apply(step: Callable[[Any], Any], data: Any, key: str) -> Any:
+def _apply(step: Callable[[Any], Any], data: Any, key: str, notes: list[str]) -> Any:
     """Apply one step, and make sure that the image still knows where it lies."""
     name = type(step).__name__
     before = data.get(key) if isinstance(data, dict) else data
@@ -193,13 +199,13 @@ def _apply(step: Callable[[Any], Any], data: Any, key: str) -> Any:
             f"the preprocessing step {name} cuts the image into {len(after_all)} pieces; medcam explains one image"
         )
     if not isinstance(after_all, dict) or before is None:
-        return _placed(step, before, after_all) if before is not None else after_all
+        return _placed(step, before, after_all, notes) if before is not None else after_all
     if key not in after_all:
         raise UsageError(f"the preprocessing step {name} drops the image")
-    return {**after_all, key: _placed(step, before, after_all[key])}
+    return {**after_all, key: _placed(step, before, after_all[key], notes)}
 
 
-def _placed(step: Callable[[Any], Any], before: MetaTensor, after: Any) -> MetaTensor:
+def _placed(step: Callable[[Any], Any], before: MetaTensor, after: Any, notes: list[str]) -> MetaTensor:
     """Return the image with an affine that is true, or refuse."""
     name = type(step).__name__
     # A Lambda that returns a plain tensor gets a new affine, the identity, from MONAI: that is no statement of where its voxels lie.
@@ -217,10 +223,16 @@ def _placed(step: Callable[[Any], Any], before: MetaTensor, after: Any) -> MetaT
             f"the preprocessing step {name} turns {tuple(before.shape[1:])} voxels into {tuple(image.shape[1:])} and does not say where "
             "they went, so a heatmap could not be put back; use a MONAI spatial transform, which records it"
         )
-    if moved := _moved(before[0].numpy(), image[0].numpy()):
+    first, second = before[0].numpy(), image[0].numpy()
+    if moved := _moved(first, second):
         raise GeometryError(
             f"the preprocessing step {name} {moved} the image and does not say so, so a heatmap would come back wrong; "
             "use MONAI's Flip, Rotate90 or Transpose, which medcam can follow"
+        )
+    own = isinstance(step, (Lambda, Lambdad)) or not type(step).__module__.startswith("monai.")
+    if own and _likeness(first, second) < _ALIKE:
+        notes.append(
+            f"The preprocessing step {name} changes the image much; its voxels are taken to stay where they are."
         )
     return image
 

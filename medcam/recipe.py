@@ -22,6 +22,8 @@ class Recipe:
         The name of the network and the digest of the bytes it was loaded from ('' for a module given in memory).
     method, layer, target, score
         What was computed: 'grad-cam', 'features', 'lesion (class 0)', and 'logit' or 'probability'.
+    activation
+        'softmax' or 'sigmoid' if the user named what makes probabilities of the output, else None.
     preprocessing
         The transforms that stood between the image and the network, one a line.
     inputs
@@ -40,6 +42,7 @@ class Recipe:
     layer: str
     target: str
     score: str = "logit"
+    activation: str | None = None
     preprocessing: tuple[str, ...] = ()
     inputs: tuple[str, ...] = ()
     input_shape: tuple[int, ...] = ()

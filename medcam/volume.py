@@ -98,7 +98,13 @@ class Volume:
         affine = self.grid.affine.copy()
         affine[:3, 3] = self.grid.world_mm(np.array([0, 0, k]))
         grid = Grid((*self.grid.shape[:2], 1), affine, self.grid.frame_of_reference)
-        source = replace(self.source, headers=self.source.headers[k : k + 1])
+        note = f"Slice {k} of {count} (from 0) stands alone."
+        source = replace(
+            self.source,
+            headers=self.source.headers[k : k + 1],
+            label=f"{self.source.label}_k{k}",
+            notes=(*self.source.notes, note),
+        )
         return Volume(self.voxels[:, :, k : k + 1], grid, self.unit, source)
 
 

@@ -86,6 +86,10 @@ def test_options_may_come_from_a_file_and_the_command_line_wins(
     config.write_text("modle: x\n")
     code, _, err = run(capsys, "explain", scan, "--config", config)
     assert (code, "did you mean 'model'" in err) == (2, True)
+    for line in ("trust-code: 'false'", "allow-gaps: 0", "model: null", "model: {a: b}", "out: true", "formats: []"):
+        config.write_text(line + "\n")
+        code, _, err = run(capsys, "explain", scan, "--config", config, "--out", tmp_path / "c")
+        assert (code, "should be" in err) == (2, True), line
     config.write_text("{not yaml")
     assert run(capsys, "explain", scan, "--config", config)[0] == 2
 
@@ -93,7 +97,9 @@ def test_options_may_come_from_a_file_and_the_command_line_wins(
 def test_code_in_a_bundle_needs_trust_and_is_listed_even_when_quiet(
     capsys: pytest.CaptureFixture[str], scan: Path, tmp_path: Path
 ) -> None:
-    bundle = write_bundle(tmp_path / "code", inference=with_item("network_def/sharpness", "$__import__('math').sqrt(16.0)"))
+    bundle = write_bundle(
+        tmp_path / "code", inference=with_item("network_def/sharpness", "$__import__('math').sqrt(16.0)")
+    )
     words = ["explain", scan, "--model", bundle, "--out", tmp_path / "out", "--formats", "nifti", "--quiet"]
     code, _, err = run(capsys, *words)
     assert code == 3
@@ -112,9 +118,20 @@ def test_a_2d_network_explains_the_slice_that_was_chosen(
         capsys, "explain", scan, "--model", "demo-cxr", "--slice", "7", "--out", tmp_path / "o", "--json"
     )
     assert code == 0, err
-    heat, image = nibabel.load(tmp_path / "o" / "scan_gradcam.nii.gz"), nibabel.load(scan)
+    assert "Slice 7 of 30 (from 0) stands alone." in json.loads(out)["notes"]
+    heat, image = nibabel.load(tmp_path / "o" / "scan_k7_gradcam.nii.gz"), nibabel.load(scan)
     assert heat.shape == (22, 26, 1)
     np.testing.assert_allclose(heat.affine @ [3, 4, 0, 1], image.affine @ [3, 4, 7, 1], atol=1e-5)
+
+
+def test_series_of_one_number_do_not_overwrite_each_other(
+    capsys: pytest.CaptureFixture[str], bundle: Path, tmp_path: Path
+) -> None:
+    for seed in (1, 2):
+        folder = tmp_path / f"patient{seed}"
+        write_series(folder, stored_values((24, 20, 30), seed=seed), GEOMETRIES["oblique"], uid_seed=f"s{seed}")
+        assert run(capsys, "explain", folder, "--model", bundle, "--formats", "nifti", "--out", tmp_path / "o")[0] == 0
+    assert len(list((tmp_path / "o").glob("*.nii.gz"))) == 4
 
 
 def test_weights_with_a_factory(capsys: pytest.CaptureFixture[str], scan: Path, tmp_path: Path) -> None:

@@ -163,3 +163,21 @@ def test_values_that_are_no_numbers_are_replaced_and_it_is_said() -> None:
     ready = prepare([made_volume(voxels, GRID)], None, spatial_dims=3)
     assert ready.tensor[0, 2, 3, 4] == 0
     assert "1 voxels that are not numbers" in ready.notes[0]
+
+
+@pytest.mark.filterwarnings("ignore:.*nvImageCodec.*:UserWarning")
+def test_a_chains_own_loader_has_nothing_to_do() -> None:
+    chain = mt.Compose([mt.LoadImaged("image"), mt.EnsureChannelFirstd("image"), mt.ScaleIntensityd("image")])
+    ready = prepare([made_volume(blob(GRID, CENTRE), GRID)], chain, spatial_dims=3)
+    assert ready.steps == ("ScaleIntensityd",)
+
+
+def test_a_step_of_the_users_own_that_changes_the_image_much_is_noted() -> None:
+    chain = mt.Compose([mt.Lambda(lambda x: torch.roll(x, 10, 1))])
+    ready = prepare([made_volume(blob(GRID, CENTRE), GRID)], chain, spatial_dims=3)
+    assert "Lambda changes the image much" in ready.notes[0]
+
+
+def test_a_3d_network_takes_no_single_slice() -> None:
+    with pytest.raises(UsageError, match="the network is 3D and the image has one slice"):
+        prepare([four()[0].slice(2)], None, spatial_dims=3)

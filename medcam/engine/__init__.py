@@ -6,8 +6,10 @@ lies on the layer's own cells.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from operator import index
+from typing import Any, SupportsIndex
 
 import torch
 from jaxtyping import Float
@@ -19,6 +21,7 @@ from medcam.engine.footprint import even_spread, footprints
 from medcam.engine.layers import default_layer, feature_layers
 from medcam.engine.targets import (
     Target,
+    activation_of,
     check_classes,
     class_score,
     output_tensor,
@@ -92,9 +95,10 @@ def relevance(
     inputs: Float[Tensor, "b c *s"],
     *,
     layer: str | None = None,
-    target: int | Sequence[int] | Target | None = None,
+    target: SupportsIndex | Iterable[SupportsIndex] | Target | None = None,
     method: str = "grad-cam",
     score: str = "logit",
+    activation: str | None = None,
 ) -> Relevance:
     """Explain a network's score for each sample of a batch, as if it were alone.
 
@@ -111,6 +115,9 @@ def relevance(
         predicted class, which the notes name.
     score
         'logit' or 'probability'.
+    activation
+        What makes probabilities of the output: 'softmax' (classes that exclude each other) or 'sigmoid' (labels of which several may hold).
+        By default softmax, or sigmoid for a single channel; an output that the network itself passed through one of them is left alone.
 
     Raises
     ------
@@ -123,6 +130,11 @@ def relevance(
         raise UsageError(f"there is no method '{method}'; medcam has {', '.join(sorted(EXPLAINERS))}")
     if score not in ("logit", "probability"):
         raise UsageError(f"a score is 'logit' or 'probability', not '{score}'")
+    if activation not in (None, "softmax", "sigmoid"):
+        raise UsageError(f"an activation is 'softmax' or 'sigmoid', not '{activation}'")
+    if not isinstance(inputs, Tensor) or inputs.ndim not in (4, 5) or inputs.shape[0] == 0:
+        given = tuple(inputs.shape) if isinstance(inputs, Tensor) else type(inputs).__name__
+        raise UsageError(f"the input should be a tensor of samples, channels and 2 or 3 spatial axes, not {given}")
     if layer is None:
         layer = default_layer(feature_layers(model, inputs)).name
     captured = capture(model, inputs, layer)
@@ -134,12 +146,17 @@ def relevance(
         common.append(
             "The network is in training mode, so dropout and batch statistics act; model.eval() turns them off."
         )
+    kind = activation_of(logits, activation)
+    if kind == "none":
+        common.append(
+            "The network ends in a sigmoid or softmax, so its output is the probability; where that saturates gradients vanish."
+        )
     classes: tuple[int, ...] = ()
     if callable(target):
         own = target
     else:
-        classes = _classes(target, logits)
-        own = class_score(classes, probability=score == "probability")
+        classes = _classes(target, logits, kind)
+        own = class_score(classes, kind, probability=score == "probability")
     with torch.inference_mode(False), torch.enable_grad():
         scores = own(captured.output)
     if scores.shape != (inputs.shape[0],):
@@ -147,9 +164,9 @@ def relevance(
             f"a target gives one score for each of {inputs.shape[0]} samples, not shape {tuple(scores.shape)}"
         )
     slope = gradient(captured, scores).float()
-    activation = captured.activation.detach().float()
-    values = EXPLAINERS[method](activation, slope)
-    size, cells = tuple(inputs.shape[2:]), tuple(activation.shape[2:])
+    features = captured.activation.detach().float()
+    values = EXPLAINERS[method](features, slope)
+    size, cells = tuple(inputs.shape[2:]), tuple(features.shape[2:])
     where = footprints(model, inputs[:1], [layer]).get(layer) or even_spread(size, cells)
     if not where.measured:
         common.append(
@@ -159,47 +176,63 @@ def relevance(
         common.append(
             f"Layer '{layer}' has only {' x '.join(map(str, cells))} cells; the map cannot be finer than that."
         )
-    notes = _notes(values, slope, logits.detach(), target, classes)
+    notes = _notes(values, slope, logits.detach(), target, classes, kind)
     return Relevance(
         values, where.stride, where.offset, size, layer, method, classes, scores.detach(),
-        _probability(logits.detach(), classes), tuple((*common, *own_notes) for own_notes in notes),
+        _probability(logits.detach(), classes, kind), tuple((*common, *own_notes) for own_notes in notes),
     )  # fmt: skip
 
 
-def _classes(target: int | Sequence[int] | None, logits: Tensor) -> tuple[int, ...]:
+def _classes(
+    target: SupportsIndex | Iterable[SupportsIndex] | None, logits: Tensor, activation: str
+) -> tuple[int, ...]:
     if target is None:
-        return tuple(predicted(logits))
-    classes = (target,) * logits.shape[0] if isinstance(target, int) else tuple(int(c) for c in target)
+        return tuple(predicted(logits, activation))
+    try:
+        if isinstance(target, (bool, str)):
+            raise TypeError
+        # `index` takes what numpy and torch call an integer, and no float.
+        one = hasattr(target, "__index__") and not getattr(target, "shape", ())
+        given: Any = [target] * logits.shape[0] if one else target
+        classes = tuple(index(c) for c in given)
+    except TypeError:
+        raise UsageError(f"a target is a class number, one for each sample, or a function, not {target!r}") from None
     check_classes(classes, logits)
     return classes
 
 
-def _probability(logits: Tensor, classes: tuple[int, ...]) -> Tensor | None:
+def _probability(logits: Tensor, classes: tuple[int, ...], activation: str) -> Tensor | None:
     if not classes or logits.ndim != 2:
         return None
-    return probabilities(logits.float())[torch.arange(len(classes)), list(classes)]
+    return probabilities(logits.float(), activation)[torch.arange(len(classes)), list(classes)]
 
 
-def _notes(values: Tensor, slope: Tensor, logits: Tensor, target: object, classes: tuple[int, ...]) -> list[list[str]]:
+def _notes(
+    values: Tensor, slope: Tensor, logits: Tensor, target: object, classes: tuple[int, ...], activation: str
+) -> list[list[str]]:
     """Return for each sample what its reader must know: a doubtful map is explained, never handed out in silence."""
-    regions = predicted_region(logits, classes).flatten(1).any(1) if classes and logits.ndim > 2 else None
+    regions = predicted_region(logits, classes, activation).flatten(1).any(1) if classes and logits.ndim > 2 else None
     every = []
     for n in range(values.shape[0]):
         notes = []
-        if target is None:
-            notes.append(_choice(logits[n], classes[n]))
-        if regions is not None and not regions[n]:
+        if regions is not None and not regions[n] and target is None:
+            notes.append(
+                f"The network predicts background only; class {classes[n]} is explained, summed over the whole output."
+            )
+        elif target is None:
+            notes.append(_choice(logits[n], classes[n], activation))
+        elif regions is not None and not regions[n]:
             notes.append(f"The network predicts class {classes[n]} nowhere; its score is summed over the whole output.")
         notes.extend(_doubts(values[n], slope[n]))
         every.append(notes)
     return every
 
 
-def _choice(logits: Tensor, chosen: int) -> str:
+def _choice(logits: Tensor, chosen: int, activation: str) -> str:
     """Say which class was explained since no target was given."""
     if logits.shape[0] > 1:
         return f"No target was given; the predicted class, {chosen}, is explained."
-    unlikely = logits.ndim == 1 and float(logits[0]) < 0
+    unlikely = logits.ndim == 1 and float(logits[0]) < (0.5 if activation == "none" else 0)
     doubt = ", which the network finds unlikely here" if unlikely else ""
     return f"No target was given; the network's only class, {chosen}, is explained{doubt}."
 

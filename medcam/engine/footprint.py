@@ -41,30 +41,53 @@ def footprints(network: nn.Module, inputs: Tensor, layers: Iterable[str]) -> dic
     element-wise work.
     """
     size = tuple(inputs.shape[2:])
-    found: dict[str, Tensor] = {}
+    found: dict[str, list[Tensor]] = {}
     shapes: dict[str, tuple[int, ...]] = {}
+    sent = [0]
 
     def record(name: str) -> Any:
         def hook(_module: nn.Module, _args: Any, output: Any) -> None:
-            features = spatial_tensor(output, inputs.ndim - 1, inputs.ndim)
+            features = spatial_tensor(output, sent[0], inputs.ndim)
             if features is not None:
                 shapes[name] = tuple(features.shape[2:])
-                found[name] = _one_channel(features)[:, 0]
+                found.setdefault(name, []).append(_one_channel(features)[:, 0])
 
         return hook
 
     with skeleton(network) as copied, torch.inference_mode(False), torch.no_grad():
         handles = [find_layer(copied, name).register_forward_hook(record(name)) for name in layers]
         neutral = {p.untyped_storage().data_ptr() for p in (*copied.parameters(), *copied.buffers())}
+        coordinates = _coordinates(inputs)
         try:
-            with _Positions(neutral, inputs.ndim - 2):
-                copied(_coordinates(inputs))
-        except (RuntimeError, ValueError, TypeError, IndexError, AttributeError, NotImplementedError):
-            pass  # an operation that positions cannot pass: the layers behind it are left out
+            # All at once; one by one for a network that is fixed to one sample, as exported programs are.
+            for parts in ([coordinates], coordinates.split(1)):
+                found.clear()
+                for part in parts:
+                    sent[0] = part.shape[0]
+                    _send(copied, part, neutral)
+                if found:
+                    break
         finally:
             for handle in handles:
                 handle.remove()
-    return {name: _fit(found.get(name), size, shape) for name, shape in shapes.items()}
+    return {name: _fit(_last(found.get(name, []), inputs.ndim - 1), size, shape) for name, shape in shapes.items()}
+
+
+def _last(parts: list[Tensor], samples: int) -> Tensor | None:
+    """Return the positions of a layer's last call."""
+    if parts and parts[-1].shape[0] == samples:
+        return parts[-1]
+    # One by one; a layer that runs several times a pass has several parts for each sample.
+    calls = len(parts) // samples
+    return torch.cat(parts[calls - 1 :: calls]) if calls and len(parts) == calls * samples else None
+
+
+def _send(network: nn.Module, coordinates: Tensor, neutral: set[int]) -> None:
+    try:
+        with _Positions(neutral, coordinates.ndim - 2):
+            network(coordinates)
+    except (RuntimeError, ValueError, TypeError, IndexError, AttributeError, NotImplementedError, AssertionError):
+        pass  # an operation that positions cannot pass: the layers behind it are left out
 
 
 def even_spread(size: tuple[int, ...], cells: tuple[int, ...]) -> Footprint:

@@ -45,34 +45,48 @@ def output_tensor(output: Any) -> tuple[Tensor, str]:
     raise UsageError(f"medcam explains outputs of shape (batch, classes, ...); this network gives {found or 'nothing'}")
 
 
-def predicted(logits: Float[Tensor, "b classes *s"]) -> list[int]:
-    """Return the class that the network predicts for each sample.
+def activation_of(logits: Float[Tensor, "b classes *s"], wanted: str | None) -> str:
+    """Return what makes probabilities of an output: 'softmax', 'sigmoid', or 'none' where the network itself ended in one of them.
 
-    For a segmentation that is the foreground class (any but 0, if there are two or more) with the most voxels, by arg max.
+    Unless `wanted` says so, several channels are taken for classes that exclude each other, and a single one for a logit.
+    """
+    if type(logits.grad_fn).__name__ in ("SigmoidBackward0", "SoftmaxBackward0"):
+        return "none"
+    return wanted or ("sigmoid" if logits.shape[1] == 1 else "softmax")
+
+
+def predicted(logits: Float[Tensor, "b classes *s"], activation: str) -> list[int]:
+    """Return the class that the network predicts for each sample: the one with the largest score.
+
+    For a segmentation that is the class with the most voxels; background, class 0 of a softmax, does not count.
     """
     if logits.shape[1] == 1:
         return [0] * logits.shape[0]
     if logits.ndim == 2:
         return [int(c) for c in logits.argmax(1)]
-    labels = logits.argmax(1).flatten(1)
-    counts = torch.stack([(labels == c).sum(1) for c in range(logits.shape[1])], 1)
-    counts[:, 0] = -1
+    batch, classes = logits.shape[:2]
+    counts = torch.stack(
+        [predicted_region(logits, [c] * batch, activation).flatten(1).sum(1) for c in range(classes)], 1
+    )
+    if activation != "sigmoid":
+        counts[:, 0] = -1
     return [int(c) for c in counts.argmax(1)]
 
 
-def class_score(classes: Sequence[int], *, probability: bool = False) -> Target:
+def class_score(classes: Sequence[int], activation: str, *, probability: bool = False) -> Target:
     """Return the target that scores class `classes[n]` for sample n.
 
-    For a segmentation the score is the sum over the region that the network predicts as that class (frozen, by arg max, or by a positive
-    logit if there is one channel), and over the whole output where it predicts none.
+    For a segmentation the score is the sum over the region that the network predicts as that class (frozen), and over the whole output
+    where it predicts none.
 
     Parameters
     ----------
     classes
         One output channel for each sample.
+    activation
+        'softmax', 'sigmoid' or 'none', as `activation_of` tells.
     probability
-        Score the probability, a softmax over the classes or a sigmoid of a single logit, instead of the logit. Gradients of a saturated
-        probability vanish, which is why the logit is the default.
+        Score the probability instead of the logit. Gradients of a saturated probability vanish, which is why the logit is the default.
 
     References
     ----------
@@ -82,30 +96,34 @@ def class_score(classes: Sequence[int], *, probability: bool = False) -> Target:
     def score(output: Any) -> Tensor:
         logits, _ = output_tensor(output)
         check_classes(classes, logits)
-        values = probabilities(logits) if probability else logits
+        values = probabilities(logits, activation) if probability else logits
         rows = torch.arange(len(classes), device=logits.device)
         columns = torch.as_tensor(list(classes), device=logits.device)
         chosen = values[rows, columns]
         if logits.ndim == 2:
             return chosen
-        region = predicted_region(logits, classes).flatten(1)
+        region = predicted_region(logits, classes, activation).flatten(1)
         region |= ~region.any(1, keepdim=True)
         return (chosen.flatten(1) * region).sum(1)
 
     return score
 
 
-def predicted_region(logits: Float[Tensor, "b classes *s"], classes: Sequence[int]) -> Tensor:
-    """Return where a segmentation predicts class `classes[n]` in sample n, `b *s`."""
-    if logits.shape[1] == 1:
-        return logits.detach()[:, 0] > 0
+def predicted_region(logits: Float[Tensor, "b classes *s"], classes: Sequence[int], activation: str) -> Tensor:
+    """Return where a segmentation predicts class `classes[n]` in sample n, `b *s`: by arg max, or for a sigmoid (or a single channel) where
+    it is more likely than not."""
+    if logits.shape[1] == 1 or activation == "sigmoid":
+        own = logits.detach()[torch.arange(logits.shape[0]), list(classes)]
+        return own > (0.5 if activation == "none" else 0)
     wanted = torch.as_tensor(list(classes), device=logits.device).reshape(-1, *[1] * (logits.ndim - 2))
     return logits.detach().argmax(1) == wanted
 
 
-def probabilities(logits: Float[Tensor, "b classes *s"]) -> Float[Tensor, "b classes *s"]:
-    """Return class probabilities: a softmax over the classes, or a sigmoid where there is a single logit."""
-    return logits.sigmoid() if logits.shape[1] == 1 else logits.softmax(1)
+def probabilities(logits: Float[Tensor, "b classes *s"], activation: str) -> Float[Tensor, "b classes *s"]:
+    """Return class probabilities by that activation; with 'none' the output is what it is."""
+    if activation == "none":
+        return logits
+    return logits.sigmoid() if activation == "sigmoid" else logits.softmax(1)
 
 
 def check_classes(classes: Sequence[int], logits: Tensor) -> None:

@@ -42,6 +42,10 @@ def read(path: str | Path, *, series: str | None = None, volume: int | None = No
     path = Path(path)
     try:
         kind = kind_of(path)
+        if volume is not None and kind != "nifti":
+            raise UsageError(
+                "--volume chooses from a 4D NIfTI, and this image is none; a DICOM series is chosen by --series"
+            )
         if kind == "nifti":
             from medcam.formats.nifti import read_nifti
 
@@ -107,7 +111,7 @@ def write(
     threshold
         The fraction of the maximum (0 to 1, both excluded) from which a mask is set and pictures are coloured.
     label
-        How file names begin; by default the source's label and the method.
+        How file names begin; by default the source's label, for DICOM part of its digest, and the method.
     lesion
         The lesion's mask, to be outlined where a format draws.
 
@@ -120,7 +124,10 @@ def write(
     """
     wanted = check_formats(formats, volume, threshold=threshold)
     folder = Path(folder)
-    label = f"{heatmap.source.label}_{heatmap.recipe.method.replace('-', '')}" if label is None else label
+    if label is None:
+        # Series of two patients often have one number: part of the digest keeps their files apart.
+        own = f"_{heatmap.source.sha256[:6]}" if heatmap.source.format == "dicom" else ""
+        label = f"{heatmap.source.label}{own}_{heatmap.recipe.method.replace('-', '')}"
     written: list[Path] = []
     for name in wanted:
         try:
@@ -140,7 +147,7 @@ def check_formats(formats: Iterable[str], volume: Volume, *, threshold: float) -
     OutputError
         If the image cannot be the source of one of them.
     """
-    wanted = list(dict.fromkeys(formats))
+    wanted = [formats] if isinstance(formats, str) else list(dict.fromkeys(formats))
     if unknown := [name for name in wanted if name not in WRITERS] or ([] if wanted else [""]):
         raise UsageError(f"there is no format '{unknown[0]}'; medcam writes {', '.join(WRITERS)}")
     if not 0 < threshold < 1:

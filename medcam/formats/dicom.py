@@ -179,9 +179,10 @@ def _source(series: Series, slices: Sequence[_Slice | None], placement: Placemen
     if any((group, 0x3000) in one.header for one in read for group in range(0x6000, 0x6020, 2)):
         notes.append("overlays were ignored")
     digests = [one.digest for one in read]
+    digest = digests[0].hex() if len(digests) == 1 else hashlib.sha256(b"".join(digests)).hexdigest()
     return Source(
         format="dicom",
-        sha256=digests[0].hex() if len(digests) == 1 else hashlib.sha256(b"".join(digests)).hexdigest(),
+        sha256=digest,
         label=_label(series),
         modality=series.modality or None,
         oriented=placement.oriented,

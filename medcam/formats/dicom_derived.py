@@ -72,13 +72,13 @@ def source_headers(source: Source) -> dict[int, Dataset]:
     if not headers:
         raise OutputError(
             f"a DICOM object must refer to the DICOM images that it was made from, and this image was read from "
-            f"{source.format}; write NIfTI, NRRD or PNG instead, or explain the DICOM series itself"
+            f"{source.format}; write NIfTI or PNG instead, or explain the DICOM series itself"
         )
     missing = [keyword for keyword in _IDENTIFIERS if any(not header.get(keyword) for header in headers.values())]
     if missing:
         raise OutputError(
             f"a DICOM object must refer to the images that it was made from, and these lack {', '.join(missing)}; "
-            "export the series again, or write NIfTI, NRRD or PNG instead"
+            "export the series again, or write NIfTI or PNG instead"
         )
     return headers
 

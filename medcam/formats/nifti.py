@@ -62,6 +62,9 @@ def read_nifti(path: Path, *, volume: int | None = None) -> Volume:
     if voxels.dtype.kind == "f":
         voxels = voxels.astype(np.float32)
     affine, oriented, notes = _affine(image, path.name)
+    chosen_volume = "" if volume is None or len(shape) < 4 else f"_v{volume}"
+    if chosen_volume:
+        notes.append(f"Volume {volume} (from 0) of {path.name} was read.")
     try:
         grid = Grid((voxels.shape[0], voxels.shape[1], voxels.shape[2]), affine)
     except GeometryError as error:
@@ -71,7 +74,10 @@ def read_nifti(path: Path, *, volume: int | None = None) -> Volume:
     for suffix in (".gz", ".nii", ".hdr", ".img"):
         name = name.removesuffix(suffix)
     return Volume(
-        voxels, grid, "a.u.", Source("nifti", digest, name, oriented=oriented, placed=oriented, notes=tuple(notes))
+        voxels,
+        grid,
+        "a.u.",
+        Source("nifti", digest, name + chosen_volume, oriented=oriented, placed=oriented, notes=tuple(notes)),
     )
 
 

@@ -113,3 +113,14 @@ def test_positions_that_cannot_be_followed_are_spread_evenly_and_marked() -> Non
             return self.conv(x.flip(2)).flatten(1)
 
     assert one(Shuffled(), (1, 1, 16, 24), "conv") == ((2.0, 2.0), (0.5, 0.5), False)
+
+
+@pytest.mark.filterwarnings("ignore:.*LeafSpec.*:FutureWarning")
+def test_an_exported_program_that_is_fixed_to_one_sample_is_measured_too() -> None:
+    network = nn.Sequential(
+        nn.Conv3d(1, 4, 3, 2, 1), nn.ReLU(), nn.Conv3d(4, 4, 3, 2, 1), nn.ReLU(), nn.Flatten()
+    ).eval()
+    x = torch.zeros(1, 1, 12, 16, 20)
+    exported = torch.export.unflatten(torch.export.export(network, (x,)))
+    assert footprints(exported, x, ["2"]) == footprints(network, x, ["2"])
+    assert footprints(exported, x, ["2"])["2"].measured

@@ -355,3 +355,71 @@ def test_real_networks_of_monai_are_explained_at_their_default_layers() -> None:
     unet = UNet(3, 1, 2, (4, 8, 16), (2, 2), num_res_units=2).eval()
     found = relevance(unet, torch.randn(1, 1, 16, 24, 32))
     assert (found.layer, found.on_input().shape) == ("model.1", (1, 16, 24, 32))
+
+
+class Labels(nn.Module):
+    """Three labels of which several may hold; `end` is what the network itself ends in."""
+
+    def __init__(self, end: nn.Module | None = None, dims: int = 2, segments: bool = False) -> None:
+        super().__init__()
+        self.conv, self.segments = conv(dims)(2, 3, 3, padding=1), segments
+        self.head = conv(dims)(3, 3, 1)
+        self.end = end or nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        scores = self.head(self.conv(x).relu())
+        return self.end(scores if self.segments else scores.flatten(2).mean(2))
+
+
+@pytest.mark.parametrize("end", [nn.Sigmoid(), nn.Softmax(1)])
+def test_an_output_that_is_a_probability_already_is_left_alone_and_it_is_said(end: nn.Module) -> None:
+    network, x = Labels(end).eval(), image(2)
+    found = relevance(network, x, layer="conv", target=1)
+    with torch.no_grad():
+        torch.testing.assert_close(found.probabilities, network(x)[:, 1])
+    assert "ends in a sigmoid or softmax" in found.notes[0][0]
+
+
+def test_labels_that_do_not_exclude_each_other_get_a_sigmoid_where_asked() -> None:
+    network, x = Labels().eval(), image(2)
+    with torch.no_grad():
+        logits = network(x)
+    asked = relevance(network, x, layer="conv", target=1, activation="sigmoid")
+    torch.testing.assert_close(asked.probabilities, logits[:, 1].sigmoid())
+    torch.testing.assert_close(relevance(network, x, layer="conv", target=1).probabilities, logits.softmax(1)[:, 1])
+    segmenter = Labels(segments=True).eval()
+    with torch.no_grad():
+        segmenter.head.bias.copy_(torch.tensor([9.0, 8.0, -9.0]))
+        channels = segmenter(x)
+    both = relevance(segmenter, x, layer="conv", activation="sigmoid")
+    assert both.classes == (0, 0, 0)  # with a sigmoid channel 0 is a label like any other
+    second = relevance(segmenter, x, layer="conv", target=1, activation="sigmoid")
+    expected = (channels[:, 1] * (channels[:, 1] > 0)).flatten(1).sum(1)
+    torch.testing.assert_close(second.scores, expected, rtol=1e-4, atol=1e-3)
+
+
+def test_a_segmentation_that_predicts_background_only_says_so_in_one_sentence() -> None:
+    network, x = Segmenter(2).eval(), image(2)
+    with torch.no_grad():
+        network.out.bias[0] = 1e3
+    notes = relevance(network, x, layer="deep").notes[0]
+    assert [note for note in notes if "predicts" in note] == [
+        "The network predicts background only; class 1 is explained, summed over the whole output."
+    ]
+
+
+@pytest.mark.parametrize("target", [np.int64(1), torch.tensor(1), [1, 1, 1], np.array([1, 1, 1])])
+def test_a_class_may_be_any_kind_of_integer(target: object) -> None:
+    network, x = Classifier(2).eval(), image(2)
+    assert relevance(network, x, layer="block", target=target).classes == (1, 1, 1)
+
+
+def test_yes_is_no_class() -> None:
+    with pytest.raises(UsageError, match="a target is a class number"):
+        relevance(Classifier(2).eval(), image(2), layer="block", target=True)
+
+
+@pytest.mark.parametrize("inputs", [torch.zeros(2, 5), torch.zeros(0, 2, 8, 8)])
+def test_an_input_of_another_kind_is_refused(inputs: Tensor) -> None:
+    with pytest.raises(UsageError, match="samples, channels and 2 or 3 spatial axes"):
+        relevance(Classifier(2).eval(), inputs, layer="block")
