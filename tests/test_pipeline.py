@@ -68,6 +68,18 @@ def test_what_the_network_did_not_see_is_not_a_number_and_all_it_saw_is() -> Non
     np.testing.assert_array_equal(seen, expected)
 
 
+def test_all_that_the_network_saw_is_looked_at_also_where_cells_do_not_reach_the_edge() -> None:
+    # Two strided convolutions: cells lie on voxels 0, 4, 8, ..., so the last three voxels have no cell beyond them.
+    network = nn.Sequential(
+        nn.Conv3d(1, 2, 3, 2, 1), nn.Conv3d(2, 2, 3, 2, 1), nn.Flatten(2), nn.AdaptiveAvgPool1d(1), nn.Flatten()
+    )
+    heatmap = explain(
+        made_volume(blob(GRID, GRID.world_mm(np.array([20.0, 20, 15]))), GRID), network.eval(), layer="1", target=0
+    )
+    assert heatmap.recipe.offset == (0.0, 0.0, 0.0)
+    assert np.isfinite(heatmap.relevance).all()
+
+
 def test_a_film_is_explained_in_two_dimensions() -> None:
     film = Grid((64, 48, 1), np.array([[-0.7, 0, 0, 5], [0, 0, -1, 3], [0, -0.9, 0, 2], [0, 0, 0, 1.0]]))
     centre = film.world_mm(np.array([50.0, 10, 0]))
