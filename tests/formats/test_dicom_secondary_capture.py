@@ -452,7 +452,7 @@ def test_a_knee_of_an_unknown_side_is_the_sources_one_fault(tmp_path: Path) -> N
 def test_an_image_that_is_not_dicom_is_refused_with_what_to_do(tmp_path: Path) -> None:
     volume = made_series(tmp_path / "series")
     plain = Volume(volume.voxels, volume.grid, "a.u.", Source("nifti", ""))
-    with pytest.raises(OutputError, match=r"read from nifti.*NIfTI, NRRD or PNG"):
+    with pytest.raises(OutputError, match=r"read from nifti.*NIfTI or PNG"):
         write_secondary_capture(heatmap(plain), plain, tmp_path / "overlay.dcm")
     headerless = tuple(pydicom.Dataset() for _ in range(SHAPE[2]))
     nameless = Volume(volume.voxels, volume.grid, "a.u.", replace(volume.source, headers=headerless))
