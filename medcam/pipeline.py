@@ -88,7 +88,7 @@ def explain(
         notes.append("No preprocessing was given, so the network saw the image's values as they are stored.")
     notes.extend(_with_names(found.notes[0], found.classes, loaded.class_names))
     heatmap = _place(found, ready, volumes, loaded, tuple(dict.fromkeys(map(_sentence, notes))))
-    return replace(heatmap, recipe=replace(heatmap.recipe, score=score, activation=activation))
+    return replace(heatmap, recipe=replace(heatmap.recipe, score=found.score, activation=activation))
 
 
 def _loaded(model: Model | nn.Module | str, device: str) -> Model:

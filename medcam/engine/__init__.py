@@ -63,6 +63,8 @@ class Relevance:
         Of the explained class, where the output is a classification, else None.
     notes
         What must be known about each sample's map, in sentences.
+    score
+        What the scores are: 'logit', or 'probability' if that was asked for or the network itself ends in a sigmoid or softmax.
     """
 
     values: Float[Tensor, "b *t"]
@@ -75,6 +77,7 @@ class Relevance:
     scores: Float[Tensor, " b"]
     probabilities: Float[Tensor, " b"] | None
     notes: tuple[tuple[str, ...], ...]
+    score: str = "logit"
 
     def on_input(self) -> Float[Tensor, "b *s"]:
         """Return the map at the input's size, linearly interpolated between cell centres and constant beyond the outermost."""
@@ -180,6 +183,7 @@ def relevance(
     return Relevance(
         values, where.stride, where.offset, size, layer, method, classes, scores.detach(),
         _probability(logits.detach(), classes, kind), tuple((*common, *own_notes) for own_notes in notes),
+        score="probability" if kind == "none" else score,
     )  # fmt: skip
 
 

@@ -378,6 +378,8 @@ def test_an_output_that_is_a_probability_already_is_left_alone_and_it_is_said(en
     with torch.no_grad():
         torch.testing.assert_close(found.probabilities, network(x)[:, 1])
     assert "ends in a sigmoid or softmax" in found.notes[0][0]
+    assert found.score == "probability"
+    assert relevance(Labels().eval(), x, layer="conv", target=1).score == "logit"
 
 
 def test_labels_that_do_not_exclude_each_other_get_a_sigmoid_where_asked() -> None:
