@@ -131,7 +131,7 @@ def _is_model(path: Path, options: Namespace) -> bool:
 def _inspect_model(options: Namespace, say: Say) -> Result:
     import torch
 
-    from medcam.engine.layers import WHY_DEFAULT, feature_layers, measured
+    from medcam.engine.layers import WHY_DEFAULT, feature_layers
     from medcam.models import load_model
 
     model = load_model(
@@ -151,12 +151,11 @@ def _inspect_model(options: Namespace, say: Say) -> Result:
     inputs = torch.rand((1, *shape), generator=torch.Generator().manual_seed(0)).to(options.device)
     say(f"running it on random values of shape {'x'.join(map(str, shape))}")
     layers = feature_layers(model.network, inputs)
-    places = measured(model.network, inputs, layers)
     rows = []
     values["input_shape"] = list(shape)
     values["layers"] = []
     for layer in layers:
-        place = places.get(layer.name)
+        place = layer.footprint
         stride = place.stride if place else tuple(n / c for n, c in zip(shape[1:], layer.shape, strict=True))
         values["layers"].append(
             {"name": layer.name, "kind": layer.kind, "channels": layer.channels, "cells": list(layer.shape),

@@ -1,16 +1,13 @@
-"""The activation of a layer and the gradient of a score at it, leaving no trace on the network.
+"""The activations of layers and the gradient of a score at them, leaving no trace on the network.
 
-The prefix, everything before the layer, runs without an autograd graph, so it costs what inference costs in time and memory; the graph
-begins at the layer and `autograd.grad` goes no further back. All of it happens on a skeleton: a copy of the module tree that shares the
-weights' storage, so hooks, modes, flags and `.grad` of the user's network are never touched, also after an error.
+The prefix, everything before the first of the layers, runs without an autograd graph, so it costs what inference costs in time and memory;
+the graph begins at the layer and `autograd.grad` goes no further back.
 """
 
 from __future__ import annotations
 
-import copy
-import difflib
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+import threading
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,59 +15,120 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from medcam.errors import ModelError, UsageError
+from medcam.engine.layout import Layout, guess, to_channels_first
+from medcam.engine.skeleton import find_layer, run
+from medcam.errors import UsageError
+
+# The name under which the input itself is captured, like a layer.
+INPUT = ""
 
 
-@dataclass(frozen=True)
-class Captured:
-    """What one forward pass left: the layer's activation (a leaf of the graph), the network's output, and how often the layer ran."""
+@dataclass(frozen=True, eq=False)
+class Activation:
+    """What one layer gave.
 
-    activation: Float[Tensor, "b c *t"]
-    output: Any
+    Parameters
+    ----------
+    native
+        The tensor that stands in the graph, in the layer's own layout.
+    layout
+        Where its channels and cells are.
+    calls
+        How often the layer ran; the last call counts.
+    """
+
+    native: Tensor
+    layout: Layout
     calls: int
 
+    @property
+    def features(self) -> Float[Tensor, "b c *t"]:
+        """The activation, channels first, outside the graph, in at least single precision."""
+        return _single(to_channels_first(self.native.detach(), self.layout))
 
-def capture(network: nn.Module, inputs: Float[Tensor, "b c *s"], layer: str) -> Captured:
-    """Run the network once and keep the activation of `layer`, with a graph from there to the output.
 
-    A layer that runs several times in one forward pass is captured at its last call. Its output may be a tuple or list: the first tensor
-    in it that has the input's number of axes counts.
+@dataclass(frozen=True, eq=False)
+class Captured:
+    """What one forward pass left: the network's output, and each layer's activation in the graph that leads there."""
+
+    output: Any
+    layers: Mapping[str, Activation]
+
+
+def capture(
+    network: nn.Module,
+    inputs: Float[Tensor, "b c *s"],
+    layers: Sequence[str],
+    *,
+    layouts: Mapping[str, Layout] | None = None,
+    graph: bool = True,
+) -> Captured:
+    """Run the network once and keep the activations of `layers`, with a graph from the first of them to the output.
+
+    The network should be a `skeleton`. A layer that runs several times in one forward pass is captured at its last call. Its output may be
+    a tuple or list: the first tensor in it that can be a feature map counts.
+
+    Parameters
+    ----------
+    layers
+        Names of modules, or `INPUT` for the input itself.
+    layouts
+        Where channels and cells are, for the layers of which that is known; for others it is told from the shape.
+    graph
+        Whether gradients will be asked for.
 
     Raises
     ------
     UsageError
-        If the network has no such layer, the layer does not run, or its output has no spatial axes.
+        If the network has no such layer, a layer does not run, or its output has no spatial axes.
     ModelError
         If the network does not accept the input.
     """
-    leaves: list[Tensor] = []
+    found: dict[str, Activation] = {}
+    thread = threading.get_ident()
+    alone = len(layers) == 1
 
-    def cut(_module: nn.Module, _args: Any, output: Any) -> Any:
-        features = spatial_tensor(output, inputs.shape[0], inputs.ndim)
-        if features is None:
-            raise UsageError(
-                f"layer '{layer}' gives {_describe(output)}, not a feature map with {inputs.ndim - 2} spatial axes; "
-                "choose another layer (`medcam inspect` lists them)"
-            )
-        # Cutting anew at each call leaves the last call as the leaf. The clone keeps the leaf's values from a later in-place ReLU.
-        leaf = features.detach().requires_grad_()
-        leaves.append(leaf)
-        torch.set_grad_enabled(True)
-        return _with_tensor(output, features, leaf.clone())
+    def keep(name: str) -> Any:
+        def cut(_module: nn.Module, _args: Any, output: Any) -> Any:
+            # A network under guard is the user's own, which other threads may be running.
+            if threading.get_ident() != thread:
+                return None
+            features, layout = feature_map(name, output, inputs, (layouts or {}).get(name))
+            calls = found[name].calls + 1 if name in found else 1
+            if not graph:
+                found[name] = Activation(features.detach().clone(), layout, calls)
+                return None
+            # Cutting anew at each call leaves the last call as the leaf; of several layers the first is the leaf and the others follow it.
+            root = features.detach().requires_grad_() if alone or not features.requires_grad else features
+            found[name] = Activation(root, layout, calls)
+            torch.set_grad_enabled(True)
+            # The clone keeps the captured values from a later in-place ReLU.
+            return with_tensor(output, features, root.clone())
 
-    with skeleton(network) as copied, torch.inference_mode(False), torch.no_grad():
-        handle = find_layer(copied, layer).register_forward_hook(cut)
+        return cut
+
+    given, modules = inputs, [name for name in layers if name != INPUT]
+    with torch.inference_mode(False), torch.no_grad():
+        if INPUT in layers:
+            given = inputs.detach().clone().requires_grad_()
+            found[INPUT] = Activation(given, Layout("channels first", tuple(inputs.shape[2:])), 1)
+            torch.set_grad_enabled(True)
+        handles = [find_layer(network, name).register_forward_hook(keep(name)) for name in modules]
         try:
-            output = run(copied, inputs)
+            output = run(network, given)
         finally:
-            handle.remove()
-    if not leaves:
-        raise UsageError(f"layer '{layer}' does not run in this network's forward pass; choose another layer")
-    return Captured(leaves[-1], output, len(leaves))
+            for handle in handles:
+                handle.remove()
+    for name in layers:
+        if name not in found:
+            raise UsageError(f"layer '{name}' does not run in this network's forward pass; choose another layer")
+    return Captured(output, found)
 
 
-def gradient(captured: Captured, scores: Float[Tensor, " b"], *, keep_graph: bool = False) -> Float[Tensor, "b c *t"]:
-    """Return the gradient of each sample's score at the captured activation.
+def gradients(
+    captured: Captured, scores: Float[Tensor, " b"], layers: Sequence[str], *, keep_graph: bool = False
+) -> dict[str, Float[Tensor, "b c *t"]]:
+    """Return the gradient of each sample's score at each captured activation, channels first.
 
     The samples' scores are summed before one backward pass, so each sample is explained as if alone as long as the network does not mix
     samples (batch statistics would).
@@ -78,108 +136,53 @@ def gradient(captured: Captured, scores: Float[Tensor, " b"], *, keep_graph: boo
     Raises
     ------
     UsageError
-        If the scores do not depend on the layer.
+        If the scores do not depend on a layer.
     """
-    found = None
+    roots = [captured.layers[name].native for name in layers]
+    found: Sequence[Tensor | None] = [None] * len(roots)
     if scores.requires_grad:
+        # A half-precision gradient of a mean over many cells would underflow: scale the score up, and the gradient down again.
+        scale = 1024.0 if any(root.dtype == torch.float16 for root in roots) else 1.0
         with torch.inference_mode(False), torch.enable_grad():
-            (found,) = torch.autograd.grad(
-                scores.sum(), captured.activation, retain_graph=keep_graph, allow_unused=True
+            found = torch.autograd.grad(scores.sum() * scale, roots, retain_graph=keep_graph, allow_unused=True)
+        if scale != 1:
+            found = [None if slope is None else slope.float() / scale for slope in found]
+    slopes = {}
+    for name, slope in zip(layers, found, strict=True):
+        if slope is None:
+            raise UsageError(
+                f"the score does not depend on layer '{name}' (it lies behind the score, or on a branch that does not lead to it, "
+                "or the network detaches its features); choose another layer"
             )
-    if found is None:
-        raise UsageError(
-            "the score does not depend on this layer (it lies behind the score, or on a branch that does not lead to it, "
-            "or the network detaches its features); choose another layer"
-        )
-    return found
+        slopes[name] = _single(to_channels_first(slope, captured.layers[name].layout))
+    return slopes
 
 
-def run(network: nn.Module, inputs: Tensor) -> Any:
-    """Call the network, and say in one line what it was given if it does not accept it."""
-    # A tensor born in inference mode cannot enter a graph; a clone made outside that mode can.
-    given = inputs.clone() if inputs.is_inference() else inputs
-    try:
-        return network(given)
-    except (RuntimeError, ValueError, TypeError, IndexError, AssertionError) as error:
-        words = str(error).strip().splitlines() or [type(error).__name__]
-        raise ModelError(f"the network does not accept an input of shape {tuple(inputs.shape)}: {words[0]}") from error
+def _single(values: Tensor) -> Tensor:
+    return values if values.dtype in (torch.float32, torch.float64) else values.float()
 
 
-def find_layer(network: nn.Module, layer: str) -> nn.Module:
-    """Return the submodule of that name.
+def feature_map(name: str, output: Any, inputs: Tensor, layout: Layout | None) -> tuple[Tensor, Layout]:
+    """Return the tensor of a layer's output that is its feature map, and its layout.
 
     Raises
     ------
     UsageError
-        If there is none; the nearest names are offered.
+        If there is none.
     """
-    modules: dict[str, nn.Module] = {name: module for name, module in network.named_modules() if name}
-    if layer in modules:
-        return modules[layer]
-    near = difflib.get_close_matches(layer, modules, n=3, cutoff=0.4)
-    hint = f"did you mean {' or '.join(near)}?" if near else "`medcam inspect` lists the layers"
-    raise UsageError(f"the network has no layer '{layer}'; {hint}")
-
-
-@contextmanager
-def skeleton(network: nn.Module) -> Iterator[nn.Module]:
-    """Yield a network to run in place of the user's: a copy that shares the weights, or, where none can be made, the network under guard.
-
-    Buffers are copied, since a batch norm in training mode writes to them.
-    """
-    plain = network
-    for wrapper in ("_orig_mod", "module"):  # torch.compile; (Distributed)DataParallel
-        inner = getattr(plain, wrapper, None)
-        wraps = type(plain).__name__ in {"OptimizedModule", "DataParallel", "DistributedDataParallel"}
-        if wraps and isinstance(inner, nn.Module):
-            plain = inner
-    try:
-        copied = _shared_copy(plain)
-    except Exception:  # noqa: BLE001  whatever an exotic module raises when it is copied, the guard below serves it
-        copied = None
-    if copied is not None:
-        yield copied
-        return
-    with _guard(plain):
-        yield plain
-
-
-def _shared_copy(network: nn.Module) -> nn.Module:
-    memo: dict[int, Any] = {}
-    for parameter in network.parameters():
-        memo[id(parameter)] = nn.Parameter(parameter.detach(), requires_grad=False)
-    for buffer in network.buffers():
-        memo[id(buffer)] = buffer.detach().clone()
-    for module in network.modules():
-        for value in vars(module).values():
-            # A tensor kept as a plain attribute (weight norm does this) may carry a graph, which deepcopy refuses.
-            if isinstance(value, Tensor):
-                memo.setdefault(id(value), value.detach())
-    copied: nn.Module = copy.deepcopy(network, memo)
-    return copied
-
-
-@contextmanager
-def _guard(network: nn.Module) -> Iterator[None]:
-    kept = [(buffer, buffer.detach().clone()) for buffer in network.buffers()]
-    try:
-        yield
-    finally:
-        with torch.no_grad():
-            for buffer, value in kept:
-                if not torch.equal(buffer, value):
-                    buffer.copy_(value)
-
-
-def spatial_tensor(output: Any, batch: int, ndim: int) -> Tensor | None:
-    """Return the first floating tensor in a layer's output that has `ndim` axes, the first of `batch` samples, or None."""
     for item in output if isinstance(output, (tuple, list)) else (output,):
-        if isinstance(item, Tensor) and item.ndim == ndim and item.shape[0] == batch and item.is_floating_point():
-            return item
-    return None
+        if isinstance(item, Tensor) and item.is_floating_point() and item.shape[:1] == inputs.shape[:1]:
+            known = layout if layout is not None and layout.fits(item) else guess(item.shape, inputs.shape)
+            if known is not None:
+                return item, known
+    raise UsageError(
+        f"layer '{name}' gives {_describe(output)}, not a feature map with {inputs.ndim - 2} spatial axes; "
+        "choose another layer (`medcam inspect` lists them)"
+    )
 
 
-def _with_tensor(output: Any, old: Tensor, new: Tensor) -> Any:
+def with_tensor(output: Any, old: Tensor, new: Tensor) -> Any:
+    """Return a layer's output with one tensor in it exchanged."""
     if output is old:
         return new
     replaced = [new if item is old else item for item in output]

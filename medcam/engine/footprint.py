@@ -17,7 +17,15 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from medcam.engine.capture import find_layer, skeleton, spatial_tensor
+from medcam.engine.skeleton import find_layer, skeleton
+
+
+def spatial_tensor(output, batch, ndim):
+    for item in output if isinstance(output, (tuple, list)) else (output,):
+        if isinstance(item, Tensor) and item.ndim == ndim and item.shape[0] == batch and item.is_floating_point():
+            return item
+    return None
+
 
 _aten = torch.ops.aten
 

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import weakref
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from medcam.engine.capture import run, skeleton, spatial_tensor
-from medcam.engine.footprint import Footprint, footprints
+from medcam.engine.footprint import Footprint, even_spread, footprints, spatial_tensor
+from medcam.engine.layout import Layout
+from medcam.engine.skeleton import run, skeleton
 from medcam.engine.targets import output_tensor
 from medcam.errors import UsageError
 
@@ -38,6 +40,9 @@ class Layer:
     channels: int
     shape: tuple[int, ...]
     before_head: bool
+    footprint: Footprint | None
+    layout: Layout | None
+    behind: str | None = None
     default: bool = False
 
 
@@ -55,7 +60,7 @@ def feature_layers(network: nn.Module, inputs: Float[Tensor, "b c *s"]) -> tuple
     ModelError
         If the network does not accept the input.
     """
-    trace = _Trace(inputs.shape[0], inputs.ndim)
+    trace = _Trace(inputs.shape[0], inputs.ndim, tuple(inputs.shape[2:]))
     with skeleton(network) as copied, torch.inference_mode(False), torch.no_grad():
         handles = [handle for name, module in copied.named_modules() for handle in trace.watch(name, module)]
         try:
@@ -64,7 +69,15 @@ def feature_layers(network: nn.Module, inputs: Float[Tensor, "b c *s"]) -> tuple
             for handle in handles:
                 handle.remove()
     logits, _ = output_tensor(output)
-    return trace.layers(score_channels=logits.shape[1] if logits.ndim == inputs.ndim else None)
+    found = trace.layers(score_channels=logits.shape[1] if logits.ndim == inputs.ndim else None)
+    places = footprints(network, inputs[:1], [layer.name for layer in found])
+    return tuple(replace(layer, footprint=places.get(layer.name, layer.footprint)) for layer in found)
+
+
+def named_layers(network: nn.Module, inputs: Float[Tensor, "b c *s"], names: Sequence[str]) -> tuple[Layer, ...]:
+    """Interim."""
+    places = footprints(network, inputs[:1], names)
+    return tuple(Layer(name, "", 0, (), True, places.get(name), None) for name in names)
 
 
 def default_layer(layers: tuple[Layer, ...]) -> Layer:
@@ -84,11 +97,6 @@ def default_layer(layers: tuple[Layer, ...]) -> Layer:
     )
 
 
-def measured(network: nn.Module, inputs: Tensor, layers: tuple[Layer, ...]) -> dict[str, Footprint]:
-    """Return the footprint of each layer in the input."""
-    return footprints(network, inputs, [layer.name for layer in layers])
-
-
 @dataclass(frozen=True)
 class _Map:
     name: str
@@ -103,7 +111,8 @@ class _Map:
 class _Trace:
     """Which module gave which feature map, in order."""
 
-    def __init__(self, batch: int, ndim: int) -> None:
+    def __init__(self, batch: int, ndim: int, size: tuple[int, ...]) -> None:
+        self._size = size
         self._batch = batch
         self._ndim = ndim
         self._clock = 0
@@ -143,6 +152,15 @@ class _Trace:
         before_head = [n < features and seen.ended < self._head_starts for n, seen in kept]
         usable = [n for n, (_, seen) in enumerate(kept) if before_head[n] and max(seen.shape[1:]) > 1]
         return tuple(
-            Layer(seen.name, seen.kind, seen.shape[0], seen.shape[1:], before_head[n], default=n in usable[-1:])
+            Layer(
+                seen.name,
+                seen.kind,
+                seen.shape[0],
+                seen.shape[1:],
+                before_head[n],
+                even_spread(self._size, seen.shape[1:]),
+                Layout("channels first", seen.shape[1:]),
+                default=n in usable[-1:],
+            )
             for n, (_, seen) in enumerate(kept)
         )

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from engine.toy_networks import Classifier, Reused, Segmenter, Tuples, conv, image
 from medcam.engine import Relevance, relevance
-from medcam.engine.capture import capture, gradient
+from medcam.engine.capture import capture, gradients
 from medcam.errors import MedcamError, ModelError, UsageError
 from medcam.lesion_net import LesionNet
 
@@ -129,10 +129,11 @@ def test_nothing_before_the_layer_has_a_graph(dims: int) -> None:
     for name in ("stem", "act"):
         module = getattr(network, name)
         module.register_forward_hook(lambda _m, _a, out, name=name: recorded.__setitem__(name, out.requires_grad))
-    captured = capture(network, image(dims), "block")
+    captured = capture(network, image(dims), ["block"])
     assert recorded == {"stem": False, "act": True}
-    assert captured.activation.is_leaf
-    assert gradient(captured, captured.output[:, 0]).shape == captured.activation.shape
+    block = captured.layers["block"]
+    assert block.native.is_leaf
+    assert gradients(captured, captured.output[:, 0], ["block"])["block"].shape == block.features.shape
     assert all(p.grad is None for p in network.parameters())
 
 
@@ -153,11 +154,11 @@ def test_it_works_where_gradients_are_off(dims: int, state: str) -> None:
 @DIMS
 def test_a_later_in_place_relu_does_not_change_the_activation(dims: int) -> None:
     network, x = Classifier(dims).eval(), image(dims)
-    captured = capture(network, x, "block")
+    captured = capture(network, x, ["block"]).layers["block"]
     with torch.no_grad():
         expected = network.block(network.stem(x))
     assert (expected < 0).any()
-    torch.testing.assert_close(captured.activation.detach(), expected)
+    torch.testing.assert_close(captured.features.detach(), expected)
 
 
 @DIMS
@@ -296,7 +297,7 @@ def test_a_layer_that_the_score_does_not_depend_on_is_refused() -> None:
         def forward(self, x: Tensor) -> Tensor:
             return self.head(self.pool(self.act(self.block(self.stem(x))).detach()).flatten(1))
 
-    with pytest.raises(UsageError, match="does not depend on this layer"):
+    with pytest.raises(UsageError, match="does not depend on layer 'block'"):
         relevance(Detached(2).eval(), image(2), layer="block")
 
 

@@ -1,0 +1,165 @@
+"""A network to run in place of the user's: a copy of the module tree that shares the weights.
+
+Hooks, modes, flags and `.grad` of the user's network are never touched, also after an error, and what medcam changes for the time of a run
+(what a convolution keeps, what a module answers) it changes on the copy.
+"""
+
+from __future__ import annotations
+
+import copy
+import difflib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from medcam.errors import ModelError, UsageError
+
+
+@contextmanager
+def skeleton(network: nn.Module) -> Iterator[nn.Module]:
+    """Yield a network to run in place of the user's: a copy that shares the weights, or, where none can be made, the network under guard.
+
+    Buffers are copied, since a batch norm in training mode writes to them.
+    """
+    plain = network
+    for wrapper in ("_orig_mod", "module"):  # torch.compile; (Distributed)DataParallel
+        inner = getattr(plain, wrapper, None)
+        wraps = type(plain).__name__ in {"OptimizedModule", "DataParallel", "DistributedDataParallel"}
+        if wraps and isinstance(inner, nn.Module):
+            plain = inner
+    try:
+        copied = _shared_copy(plain)
+    except Exception:  # noqa: BLE001  whatever an exotic module raises when it is copied, the guard below serves it
+        copied = None
+    if copied is not None:
+        yield copied
+        return
+    with _guard(plain):
+        yield plain
+
+
+def run(network: nn.Module, inputs: Tensor) -> Any:
+    """Call the network, and say in one line what it was given if it does not accept it."""
+    # A tensor born in inference mode cannot enter a graph; a clone made outside that mode can.
+    given = inputs.clone() if inputs.is_inference() else inputs
+    try:
+        return network(given)
+    except (RuntimeError, ValueError, TypeError, IndexError, AssertionError) as error:
+        words = str(error).strip().splitlines() or [type(error).__name__]
+        raise ModelError(f"the network does not accept an input of shape {tuple(inputs.shape)}: {words[0]}") from error
+
+
+def find_layer(network: nn.Module, layer: str) -> nn.Module:
+    """Return the submodule of that name.
+
+    Raises
+    ------
+    UsageError
+        If there is none; the nearest names are offered.
+    """
+    modules: dict[str, nn.Module] = {name: module for name, module in network.named_modules() if name}
+    if layer in modules:
+        return modules[layer]
+    near = difflib.get_close_matches(layer, modules, n=3, cutoff=0.4)
+    hint = f"did you mean {' or '.join(near)}?" if near else "`medcam inspect` lists the layers"
+    raise UsageError(f"the network has no layer '{layer}'; {hint}")
+
+
+def mixes_samples(network: nn.Module) -> bool:
+    """Tell whether some batch norm of the network uses the statistics of the batch, so that samples do not stand alone."""
+    return any(
+        isinstance(module, nn.modules.batchnorm._BatchNorm) and (module.training or module.running_mean is None)
+        for module in network.modules()
+    )
+
+
+def _shared_copy(network: nn.Module) -> nn.Module:
+    memo: dict[int, Any] = {}
+    for parameter in network.parameters():
+        memo[id(parameter)] = nn.Parameter(parameter.detach(), requires_grad=False)
+    for buffer in network.buffers():
+        memo[id(buffer)] = buffer.detach().clone()
+    for module in network.modules():
+        for value in vars(module).values():
+            # A tensor kept as a plain attribute (weight norm does this) may carry a graph, which deepcopy refuses.
+            if isinstance(value, Tensor):
+                memo.setdefault(id(value), value.detach())
+    copied: nn.Module = copy.deepcopy(network, memo)
+    for module in copied.modules():
+        _forget_input(module)
+    vars(copied)[_COPY] = True
+    return copied
+
+
+_COPY = "_medcam_copy"
+
+
+def is_copy(network: nn.Module) -> bool:
+    """Tell whether a network is medcam's own copy, which may be changed, and not the user's under guard."""
+    return _COPY in vars(network)
+
+
+@contextmanager
+def _guard(network: nn.Module) -> Iterator[None]:
+    kept = [(buffer, buffer.detach().clone()) for buffer in network.buffers()]
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for buffer, value in kept:
+                if not torch.equal(buffer, value):
+                    buffer.copy_(value)
+
+
+_PLAIN = {nn.Conv1d, nn.Conv2d, nn.Conv3d}
+_TRANSPOSED = {nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d}
+
+
+def _forget_input(module: nn.Module) -> None:
+    """Let a convolution of the copy keep only its input's shape for the backward pass: frozen weights need no more, and torch keeps it all.
+
+    What torch itself would do differently (autocast, other paddings, forward-mode derivatives) is left to it.
+    """
+    if type(module) not in _PLAIN | _TRANSPOSED or "forward" in vars(module):
+        return
+    if isinstance(module.padding, str) or module.padding_mode != "zeros":
+        return
+    plain = module.forward
+
+    def forward(inputs: Tensor, *rest: Any, **named: Any) -> Tensor:
+        lean = torch.is_grad_enabled() and inputs.requires_grad and inputs.ndim == module.weight.ndim
+        if not lean or rest or named or torch.is_autocast_enabled(inputs.device.type):
+            result: Tensor = plain(inputs, *rest, **named)
+            return result
+        geometry = (
+            module.stride,
+            module.padding,
+            module.dilation,
+            module.transposed,
+            module.output_padding,
+            module.groups,
+        )
+        found: Tensor = _FrozenConvolution.apply(inputs, module.weight, module.bias, geometry)
+        return found
+
+    module.forward = forward  # type: ignore[method-assign]
+
+
+class _FrozenConvolution(torch.autograd.Function):
+    """A convolution whose weights need no gradient, so that its input need not be kept."""
+
+    @staticmethod
+    def forward(ctx: Any, inputs: Tensor, weight: Tensor, bias: Tensor | None, geometry: Any) -> Tensor:
+        ctx.save_for_backward(weight)
+        ctx.geometry, ctx.shape = geometry, inputs.shape
+        return torch.ops.aten.convolution(inputs, weight, bias, *geometry)
+
+    @staticmethod
+    def backward(ctx: Any, slope: Tensor) -> Any:
+        (weight,) = ctx.saved_tensors
+        stand_in = slope.new_empty(1).expand(ctx.shape)
+        found = torch.ops.aten.convolution_backward(slope, stand_in, weight, None, *ctx.geometry, [True, False, False])
+        return found[0], None, None, None

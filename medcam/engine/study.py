@@ -1,0 +1,247 @@
+"""What a method may ask: one network, one batch, one settled target, one layer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.utils._pytree import tree_map
+
+from medcam.engine.capture import Activation, Captured, capture, gradients
+from medcam.engine.footprint import Footprint
+from medcam.engine.fusion import at_positions
+from medcam.engine.skeleton import mixes_samples, run
+from medcam.engine.tail import Tail, substituted
+from medcam.engine.targets import Target
+from medcam.errors import UsageError
+
+
+@dataclass(frozen=True, eq=False)
+class Cells:
+    """A map with a grid of its own: cell c is centred on input index `offset + stride * c`."""
+
+    values: Float[Tensor, "b *t"]
+    stride: tuple[float, ...]
+    offset: tuple[float, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class Clean:
+    """The clean pass of a batch and one target on it.
+
+    Parameters
+    ----------
+    target
+        Settled: what it decides by looking at an output (the class, the region) it has decided on the clean one.
+    keep_graph
+        Whether gradients will be asked for again after the first time.
+    """
+
+    captured: Captured
+    target: Target
+    keep_graph: bool
+
+    @cached_property
+    def live_scores(self) -> Float[Tensor, " b"]:
+        """The score of each sample, in the graph."""
+        with torch.inference_mode(False), torch.enable_grad():
+            return self.target(self.captured.output)
+
+    @property
+    def scores(self) -> Float[Tensor, " b"]:
+        """The score of each sample."""
+        return self.live_scores.detach()
+
+    @cached_property
+    def slopes(self) -> dict[str, Tensor]:
+        """The gradient of each sample's own score at every captured layer, from one backward pass.
+
+        Raises
+        ------
+        UsageError
+            If the score does not depend on a layer.
+        """
+        names = list(self.captured.layers)
+        return gradients(self.captured, self.live_scores, names, keep_graph=self.keep_graph)
+
+
+@dataclass(frozen=True, eq=False)
+class Study:
+    """One network on one batch with one target at one layer; every quantity is computed when first asked for, and once.
+
+    Parameters
+    ----------
+    network
+        A skeleton: nothing here touches the user's own.
+    inputs
+        `b c *s`.
+    clean
+        The clean pass, and what it is asked about.
+    layer, footprint
+        What is looked at and where its cells lie, or None for methods that look at the input alone.
+    tail
+        What follows the layer, if the method re-runs it.
+    copies
+        How many perturbed copies of the batch run at once.
+    seed
+        Of everything random.
+    notes
+        For each sample, what the method wants its reader to know.
+    """
+
+    network: nn.Module
+    inputs: Float[Tensor, "b c *s"]
+    clean: Clean
+    layer: str | None
+    footprint: Footprint | None
+    tail: Tail | None
+    copies: int
+    seed: int
+    notes: tuple[list[str], ...]
+
+    @property
+    def scores(self) -> Float[Tensor, " b"]:
+        """The clean score of each sample."""
+        return self.clean.scores
+
+    @cached_property
+    def activation(self) -> Float[Tensor, "b c *t"]:
+        """The layer's activation, channels first, outside any graph."""
+        return self._given.features
+
+    @property
+    def gradient(self) -> Float[Tensor, "b c *t"]:
+        """The gradient of each sample's own score at the layer's activation.
+
+        Raises
+        ------
+        UsageError
+            If the score does not depend on the layer.
+        """
+        return self.clean.slopes[self._layer]
+
+    def gradient_of(self, scores: Float[Tensor, " b"], layer: str | None = None) -> Float[Tensor, "b c *t"]:
+        """Return the gradient of any scores that were made from the clean pass, at this study's layer or another captured one."""
+        name = self._layer if layer is None else layer
+        return gradients(self.clean.captured, scores, [name], keep_graph=True)[name]
+
+    def tail_gradient(self) -> Float[Tensor, "b c *t"]:
+        """Return the gradient of the score at the activation by running what follows the layer once more: for passes without a graph."""
+        leaf = self.activation.detach().requires_grad_()
+        with torch.inference_mode(False), torch.enable_grad():
+            (found,) = torch.autograd.grad(self.clean.target(self._from_layer(leaf)).sum(), leaf)
+        return found
+
+    def curvature(self) -> Float[Tensor, "b c *t"]:
+        """Return the product of the score's Hessian at the activation with the activation itself."""
+        root = self._given.native
+        with torch.inference_mode(False), torch.enable_grad():
+            (slope,) = torch.autograd.grad(self.clean.live_scores.sum(), root, create_graph=True)
+            if not slope.requires_grad:  # the score is linear in the activation
+                return torch.zeros_like(self.activation)
+            (bend,) = torch.autograd.grad(slope, root, root.detach(), retain_graph=True, allow_unused=True)
+        if bend is None:
+            return torch.zeros_like(self.activation)
+        return Activation(bend, self._given.layout, 1).features
+
+    def at(self, inputs: Float[Tensor, "b c *s"]) -> tuple[Float[Tensor, "b c *t"], Float[Tensor, "b c *t"]]:
+        """Return the activation and the gradient of the score for another input of the same shape."""
+        name = self._layer
+        again = capture(self.network, inputs, [name], layouts={name: self._given.layout})
+        with torch.inference_mode(False), torch.enable_grad():
+            scores = self.clean.target(again.output)
+        return again.layers[name].features, gradients(again, scores, [name])[name]
+
+    def scores_of(self, count: int, make: Callable[[slice], Float[Tensor, "m b c *s"]]) -> Float[Tensor, "count b"]:
+        """Return the scores of `count` perturbed copies of the batch, without a graph.
+
+        Parameters
+        ----------
+        make
+            Gives the copies of a range; only a few exist at once.
+        """
+        return self._scores(count, make, lambda copies: run(self.network, copies))
+
+    def scores_from(self, count: int, make: Callable[[slice], Float[Tensor, "m b c *t"]]) -> Float[Tensor, "count b"]:
+        """Return the scores where the layer gives other activations; only what follows the layer runs again."""
+        return self._scores(count, make, self._from_layer)
+
+    def _from_layer(self, activations: Float[Tensor, "n c *t"]) -> Any:
+        if self.tail is not None:
+            return self.tail.run(activations)
+        return substituted(self.network, self.inputs, self._layer, self._given, activations)
+
+    def on_input(self, values: Float[Tensor, "*b t"]) -> Tensor:
+        """Return maps on the layer's cells at the input's size: linear between cell centres, constant beyond the outermost."""
+        if self.footprint is None:
+            raise UsageError("this method looks at no layer, so it has no cells to interpolate")
+        sides = self.inputs.shape[2:]
+        return on_voxels(values, self.footprint.stride, self.footprint.offset, tuple(sides))
+
+    def noisy(self, count: int, sigma: float) -> Iterator[Float[Tensor, "b c *s"]]:
+        """Yield copies of the input with Gaussian noise of `sigma` times each sample's range of intensities, the same for each sample.
+
+        The noise is drawn for one sample and shared by the batch, so that each sample is explained as if alone.
+        """
+        flat = self.inputs.flatten(1)
+        width = (flat.amax(1) - flat.amin(1)).reshape(-1, *[1] * (self.inputs.ndim - 1))
+        generator = self.generator()
+        for _ in range(count):
+            noise = torch.randn(self.inputs.shape[1:], generator=generator, dtype=torch.float32)
+            yield self.inputs + sigma * width * noise.to(self.inputs)
+
+    def generator(self) -> torch.Generator:
+        """Return a fresh source of random numbers on the CPU, so that a seed means the same on every device."""
+        return torch.Generator().manual_seed(self.seed)
+
+    def note(self, sentence: str, samples: Iterable[int] | None = None) -> None:
+        """Let the reader of these samples (all by default) know."""
+        for n in range(len(self.notes)) if samples is None else samples:
+            self.notes[n].append(sentence)
+
+    @property
+    def _layer(self) -> str:
+        if self.layer is None:
+            raise UsageError("this method looks at no layer")
+        return self.layer
+
+    @property
+    def _given(self) -> Activation:
+        return self.clean.captured.layers[self._layer]
+
+    def _scores(self, count: int, make: Callable[[slice], Tensor], answer: Callable[[Tensor], Any]) -> Tensor:
+        batch, found = self.inputs.shape[0], []
+        copies = 1 if mixes_samples(self.network) else self.copies
+        with torch.inference_mode(False), torch.no_grad():
+            for start in range(0, count, copies):
+                made = make(slice(start, min(start + copies, count)))
+                output = answer(made.flatten(0, 1).to(self.inputs.dtype))
+                found += [self.clean.target(part).detach() for part in _batches(output, made.shape[0], batch)]
+        return torch.stack(found).to(self.scores.dtype)
+
+
+def _batches(output: Any, count: int, batch: int) -> Iterator[Any]:
+    """Yield the outputs of `count` batches that ran as one."""
+
+    def rows(item: Any) -> Any:
+        return item[place] if isinstance(item, Tensor) and item.shape[:1] == (count * batch,) else item
+
+    for n in range(count):
+        place = slice(n * batch, (n + 1) * batch)
+        yield output if count == 1 else tree_map(rows, output)
+
+
+def on_voxels(
+    values: Float[Tensor, "*b t"], stride: tuple[float, ...], offset: tuple[float, ...], sides: tuple[int, ...]
+) -> Tensor:
+    """Return values on cells (their last axes) at every voxel of an input of these sides."""
+    first = values.ndim - len(sides)
+    for axis, n in enumerate(sides):
+        index = torch.arange(n, dtype=values.dtype, device=values.device)
+        values = at_positions(values, first + axis, (index - offset[axis]) / stride[axis])
+    return values
