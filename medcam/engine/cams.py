@@ -22,7 +22,7 @@ from medcam.errors import UsageError
 Weights = Float[Tensor, "b c"] | Float[Tensor, "b c *t"]
 WeightRule = Callable[[Float[Tensor, "b c *t"], Float[Tensor, "b c *t"]], Weights]
 
-# Products held at once, in elements: on a CPU what stays in the cache; elsewhere what keeps the number of launches small.
+# Products held at once, in elements: on a CPU what stays in its cache; elsewhere more, to keep the number of launches small.
 _BLOCK_CPU, _BLOCK_OTHER = 2**20, 2**24
 _MOST_BLOCKS = 6
 # A sum this much smaller than the sum of absolute values is a difference of large numbers, and its sign means nothing.
@@ -77,9 +77,9 @@ def _total(parts: Iterator[Tensor]) -> Tensor:
 def _blocks(activation: Tensor) -> Iterator[slice]:
     """Cut the channels so that one block's products stay small beside the activation itself."""
     channels = activation.shape[1]
-    least = _BLOCK_CPU if activation.device.type == "cpu" else _BLOCK_OTHER
-    most_elements = max(least, activation.numel() // _MOST_BLOCKS)
-    step = max(1, most_elements * channels // max(1, activation.numel()))
+    elements = activation.numel()
+    block = _BLOCK_CPU if activation.device.type == "cpu" else max(_BLOCK_OTHER, elements // _MOST_BLOCKS)
+    step = max(1, block * channels // max(1, elements))
     return (slice(start, start + step) for start in range(0, channels, step))
 
 
@@ -127,9 +127,9 @@ def grad_cam_pp_weights(activation: Float[Tensor, "b c *t"], gradient: Float[Ten
     Chattopadhyay et al., Grad-CAM++, WACV 2018, eqs. 5 and 19 (arXiv 1710.11063), for Y = exp(score).
     """
     slopes = gradient.flatten(2)
-    denominator = 2 + slopes * activation.flatten(2).sum(2, keepdim=True)
-    weighted = slopes.clamp(min=0) / denominator
-    return torch.where(denominator == 0, 0, weighted).sum(2)
+    denominator = (slopes * activation.flatten(2).sum(2, keepdim=True)).add_(2)
+    weighted = slopes.clamp(min=0).div_(denominator)
+    return weighted.masked_fill_(denominator == 0, 0).sum(2)
 
 
 def smooth_grad_cam_pp_weights(

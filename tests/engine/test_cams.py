@@ -449,8 +449,7 @@ def test_work_in_blocks_gives_the_same(name: str, monkeypatch: pytest.MonkeyPatc
     activation, gradient = layer(3, channels=7)
     expected = cam(RULES[name], activation, gradient), channel_weights(RULES[name], activation, gradient)
     smoothed = components.eigen_smooth(expected[1], activation), components.eigen_smooth(expected[1], activation[:, :])
-    monkeypatch.setattr(cams, "_BLOCK_CPU", 1)
-    monkeypatch.setattr(cams, "_MOST_BLOCKS", 3)
+    monkeypatch.setattr(cams, "_BLOCK_CPU", 2 * activation[:, 0].numel())
     monkeypatch.setattr(components, "_BLOCK", 100)
     assert len(list(cams._blocks(activation))) == 4
     torch.testing.assert_close(cam(RULES[name], activation, gradient), expected[0])
@@ -480,7 +479,7 @@ class Largest(TorchDispatchMode):
 def test_no_rule_holds_the_products_of_all_channels(
     name: str, memory_format: torch.memory_format, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(cams, "_BLOCK_CPU", 1)  # a layer this small would be one block
+    monkeypatch.setattr(cams, "_BLOCK_CPU", 12 * 12 * 12)  # a layer this small would be one block
     monkeypatch.setattr(components, "_BLOCK", 12 * 12 * 12)
     activation, gradient = (torch.randn(1, 16, 12, 11, 10).to(memory_format=memory_format) for _ in range(2))
     with Largest() as largest:
