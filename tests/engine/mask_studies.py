@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from medcam.engine.capture import capture
 from medcam.engine.footprint import footprints
-from medcam.engine.study import Study
+from medcam.engine.study import Clean, Study
 from medcam.engine.targets import class_score
 
 
@@ -31,13 +31,10 @@ class Counted(nn.Module):
 def study_of(
     network: nn.Module, x: Tensor, classes: Sequence[int], layer: str, *, copies: int = 3, seed: int = 0
 ) -> Study:
-    captured = capture(network, x, layer)
-    target = class_score(classes, "softmax")
-    with torch.no_grad():
-        scores = target(captured.output).detach()
-    notes: tuple[list[str], ...] = tuple([] for _ in range(x.shape[0]))
+    clean = Clean(capture(network, x, [layer]), class_score(classes, "softmax"), keep_graph=True)
     place = footprints(copy.deepcopy(network).float(), x[:1].float(), [layer])[layer]
-    return Study(network, x, target, scores, captured, layer, place, None, copies, seed, notes)
+    notes: tuple[list[str], ...] = tuple([] for _ in range(x.shape[0]))
+    return Study(network, x, clean, layer, place, None, copies, seed, notes)
 
 
 def one_of_batch(network: nn.Module, x: Tensor, classes: Sequence[int], n: int, layer: str) -> Study:
