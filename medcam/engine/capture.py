@@ -42,6 +42,11 @@ class Activation:
     calls: int
 
     @property
+    def cells(self) -> tuple[int, ...]:
+        """How many cells there are along each axis."""
+        return tuple(to_channels_first(self.native.detach(), self.layout).shape[2:])
+
+    @property
     def features(self) -> Float[Tensor, "b c *t"]:
         """The activation, channels first, outside the graph, in at least single precision."""
         return _single(to_channels_first(self.native.detach(), self.layout))

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 
 from medcam.engine.study import Cells, Study
 
@@ -23,20 +22,21 @@ class Explainer:
     explain
         From a study to a map on the layer's cells, on the input (methods without a layer), or on cells of its own.
     needs
-        Any of 'activation', 'gradient' (of a layer), 'tail' (to re-run what follows the layer) and 'input gradient'.
+        Any of 'activation', 'gradient' (of a layer), 'tail' (to re-run what follows the layer), 'graph' (to ask for more gradients of the
+        clean pass) and 'input gradient'.
     pooled
         Whether it averages the gradient over each channel, so that weights may cancel.
+    mean_only
+        Whether the map is the channels weighted by that average and by nothing else, as Grad-CAM's.
     segmentation
         Whether it is defined for outputs with spatial axes only.
-    context
-        What must hold while the clean pass and its backward passes run, such as a rule for rectifiers.
     """
 
     explain: Callable[[Study], Float[Tensor, "b *t"] | Cells]
     needs: frozenset[str] = frozenset({"activation", "gradient"})
     pooled: bool = False
+    mean_only: bool = False
     segmentation: bool = False
-    context: Callable[[nn.Module], AbstractContextManager[object]] | None = None
 
     @property
     def looks_at_layer(self) -> bool:
@@ -44,6 +44,11 @@ class Explainer:
         return bool(self.needs & {"activation", "gradient", "tail"})
 
 
-def rule(cam: CamRule, *, pooled: bool = False, segmentation: bool = False) -> Explainer:
+def rule(cam: CamRule, *, pooled: bool = False, mean_only: bool = False, segmentation: bool = False) -> Explainer:
     """Return the explainer of a pure rule of (activation, gradient)."""
-    return Explainer(lambda study: cam(study.activation, study.gradient), pooled=pooled, segmentation=segmentation)
+    return Explainer(
+        lambda study: cam(study.activation, study.gradient),
+        pooled=pooled,
+        mean_only=mean_only,
+        segmentation=segmentation,
+    )

@@ -6,20 +6,87 @@ import ast
 import difflib
 import inspect
 from collections.abc import Callable
-from functools import partial
+from importlib.metadata import entry_points
 
-from medcam.engine import cams
+from jaxtyping import Float
+from torch import Tensor
+
+from medcam.engine import asking, cams, clusters, components, masks, perturbations
+from medcam.engine.ablation import ablation_cam
 from medcam.engine.explainer import Explainer, rule
 from medcam.errors import UsageError
 
+Make = Callable[..., Explainer]
+
+
+def weighing(
+    weights: cams.WeightRule, *, pooled: bool = False, mean_only: bool = False, segmentation: bool = False
+) -> Make:
+    """Return the row of a rule that gives weights for the activation's channels."""
+
+    def make(*, eigen_smooth: bool = False) -> Explainer:
+        def cam(activation: Float[Tensor, "b c *t"], gradient: Float[Tensor, "b c *t"]) -> Float[Tensor, "b *t"]:
+            if eigen_smooth:
+                return components.eigen_smooth(cams.channel_weights(weights, activation, gradient), activation)
+            return cams.cam(weights, activation, gradient)
+
+        return rule(cam, pooled=pooled, mean_only=mean_only and not eigen_smooth, segmentation=segmentation)
+
+    make.__doc__ = weights.__doc__
+    return make
+
+
+def eigen_cam(*, centred: bool = False) -> Explainer:
+    """Return the first principal component of the activation; it knows no target."""
+    return Explainer(
+        lambda study: components.eigen_cam(study.activation, centred=centred), needs=frozenset({"activation"})
+    )
+
+
+def eigengrad_cam(*, centred: bool = False) -> Explainer:
+    """Return the first principal component of activation times gradient."""
+    return rule(lambda activation, gradient: components.eigengrad_cam(activation, gradient, centred=centred))
+
+
+def seg_xres_cam(*, window: int | tuple[int, ...] = 2, pooling: str = "mean") -> Explainer:
+    """Weigh each cell by the gradient pooled over its window; see `cams.seg_xres_cam_weights`."""
+
+    def weights(activation: Float[Tensor, "b c *t"], gradient: Float[Tensor, "b c *t"]) -> Float[Tensor, "b c *t"]:
+        return cams.seg_xres_cam_weights(activation, gradient, window=window, pooling=pooling)
+
+    return rule(lambda activation, gradient: cams.cam(weights, activation, gradient), segmentation=True)
+
+
 # A method is a name and what makes its explainer; keyword-only arguments of that are the method's options.
-EXPLAINERS: dict[str, Callable[..., Explainer]] = {
-    "grad-cam": partial(rule, cams.grad_cam, pooled=True),
+EXPLAINERS: dict[str, Make] = {
+    "cam": asking.cam,
+    "grad-cam": weighing(cams.grad_cam_weights, pooled=True, mean_only=True),
+    "grad-cam++": weighing(cams.grad_cam_pp_weights),
+    "smooth-grad-cam++": asking.smooth_grad_cam_pp,
+    "xgrad-cam": weighing(cams.xgrad_cam_weights),
+    "hires-cam": weighing(cams.hires_cam_weights),
+    "layer-cam": weighing(cams.layer_cam_weights),
+    "eigen-cam": eigen_cam,
+    "eigengrad-cam": eigengrad_cam,
+    "finer-cam": asking.finer_cam,
+    "shapley-cam": asking.shapley_cam,
+    "ablation-cam": ablation_cam,
+    "score-cam": masks.score_cam,
+    "group-cam": masks.group_cam,
+    "cluster-cam": clusters.cluster_cam,
+    "cosine-cam": clusters.cosine_cam,
+    "seg-grad-cam": weighing(cams.grad_cam_weights, pooled=True, mean_only=True, segmentation=True),
+    "seg-hires-cam": weighing(cams.hires_cam_weights, segmentation=True),
+    "seg-xres-cam": seg_xres_cam,
+    "occlusion": perturbations.occlusion,
+    "rise": perturbations.rise,
 }
 
 
-def explainer(text: str) -> Explainer:
+def method_named(text: str) -> Explainer:
     """Return the explainer that a text names: `grad-cam`, or with options, `rise(masks=2000)`.
+
+    Other packages add methods by the entry point group `medcam.explainers`.
 
     Raises
     ------
@@ -27,24 +94,35 @@ def explainer(text: str) -> Explainer:
         If there is no such method or option, or an option's value is not a literal or not one that the method takes.
     """
     name, bracket, rest = text.strip().partition("(")
-    name = name.strip()
-    if name not in EXPLAINERS:
-        near = difflib.get_close_matches(name, EXPLAINERS, n=1)
-        hint = f"; did you mean {near[0]}?" if near else ""
-        raise UsageError(f"there is no method '{name}'{hint} (medcam has {', '.join(sorted(EXPLAINERS))})")
-    make = EXPLAINERS[name]
+    make = _make(name.strip())
     options = _literals(text, rest) if bracket else {}
-    known = {p.name for p in inspect.signature(make).parameters.values() if p.kind is p.KEYWORD_ONLY}
-    if isinstance(make, partial):
-        known -= set(make.keywords)
+    known = options_of(make)
     for option in options:
         if option not in known:
-            has = f"it has {', '.join(sorted(known))}" if known else "it has none"
+            has = f"it has {', '.join(known)}" if known else "it has none"
             raise UsageError(f"{name} has no option '{option}'; {has}")
     try:
         return make(**options)
     except (TypeError, ValueError) as error:
         raise UsageError(f"{name} does not take these options: {error}") from error
+
+
+def options_of(make: Make) -> dict[str, object]:
+    """Return the options of a method and their defaults."""
+    parameters = inspect.signature(make).parameters.values()
+    return {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY}
+
+
+def _make(name: str) -> Make:
+    if name in EXPLAINERS:
+        return EXPLAINERS[name]
+    added = {entry.name: entry for entry in entry_points(group="medcam.explainers")}
+    if name in added:
+        found: Make = added[name].load()
+        return found
+    near = difflib.get_close_matches(name, [*EXPLAINERS, *added], n=1)
+    hint = f"; did you mean {near[0]}?" if near else ""
+    raise UsageError(f"there is no method '{name}'{hint} (medcam has {', '.join(sorted([*EXPLAINERS, *added]))})")
 
 
 def _literals(text: str, rest: str) -> dict[str, object]:

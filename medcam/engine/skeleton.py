@@ -142,10 +142,12 @@ def _forget_input(module: nn.Module) -> None:
             module.output_padding,
             module.groups,
         )
-        found: Tensor = _FrozenConvolution.apply(inputs, module.weight, module.bias, geometry)
+        found: Tensor = _FrozenConvolution.apply(  # type: ignore[no-untyped-call]
+            inputs, module.weight, module.bias, geometry
+        )
         return found
 
-    module.forward = forward  # type: ignore[method-assign]
+    module.forward = forward
 
 
 class _FrozenConvolution(torch.autograd.Function):
@@ -155,7 +157,8 @@ class _FrozenConvolution(torch.autograd.Function):
     def forward(ctx: Any, inputs: Tensor, weight: Tensor, bias: Tensor | None, geometry: Any) -> Tensor:
         ctx.save_for_backward(weight)
         ctx.geometry, ctx.shape = geometry, inputs.shape
-        return torch.ops.aten.convolution(inputs, weight, bias, *geometry)
+        found: Tensor = torch.ops.aten.convolution(inputs, weight, bias, *geometry)
+        return found
 
     @staticmethod
     def backward(ctx: Any, slope: Tensor) -> Any:

@@ -8,16 +8,17 @@ from functools import cached_property
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
-from medcam.engine.capture import Activation, Captured, capture, gradients
+from medcam.engine.capture import INPUT, Activation, Captured, capture, gradients
 from medcam.engine.footprint import Footprint
 from medcam.engine.fusion import at_positions
+from medcam.engine.outputs import Reading
+from medcam.engine.settled import Settled, Unsettled
 from medcam.engine.skeleton import mixes_samples, run
 from medcam.engine.tail import Tail, substituted
-from medcam.engine.targets import Target
 from medcam.errors import UsageError
 
 
@@ -31,6 +32,15 @@ class Cells:
 
 
 @dataclass(frozen=True, eq=False)
+class Remark:
+    """A sentence, the samples that it holds for (1 or 0), and the value of each that stands in it."""
+
+    sentence: str
+    flags: Float[Tensor, " b"]
+    values: Float[Tensor, " b"]
+
+
+@dataclass(frozen=True, eq=False)
 class Clean:
     """The clean pass of a batch and one target on it.
 
@@ -38,12 +48,15 @@ class Clean:
     ----------
     target
         Settled: what it decides by looking at an output (the class, the region) it has decided on the clean one.
+    reading
+        How the output is read, for other questions about it.
     keep_graph
         Whether gradients will be asked for again after the first time.
     """
 
     captured: Captured
-    target: Target
+    target: Settled
+    reading: Reading
     keep_graph: bool
 
     @cached_property
@@ -66,7 +79,7 @@ class Clean:
         UsageError
             If the score does not depend on a layer.
         """
-        names = list(self.captured.layers)
+        names = [name for name in self.captured.layers if name != INPUT]
         return gradients(self.captured, self.live_scores, names, keep_graph=self.keep_graph)
 
 
@@ -90,8 +103,8 @@ class Study:
         How many perturbed copies of the batch run at once.
     seed
         Of everything random.
-    notes
-        For each sample, what the method wants its reader to know.
+    remarks
+        What the method wants its reader to know.
     """
 
     network: nn.Module
@@ -102,7 +115,7 @@ class Study:
     tail: Tail | None
     copies: int
     seed: int
-    notes: tuple[list[str], ...]
+    remarks: list[Remark]
 
     @property
     def scores(self) -> Float[Tensor, " b"]:
@@ -137,6 +150,10 @@ class Study:
             (found,) = torch.autograd.grad(self.clean.target(self._from_layer(leaf)).sum(), leaf)
         return found
 
+    def settle(self, target: Unsettled) -> Settled:
+        """Return another question, settled on the same clean output."""
+        return target.read(self.clean.reading).settled(self.clean.captured.output)
+
     def curvature(self) -> Float[Tensor, "b c *t"]:
         """Return the product of the score's Hessian at the activation with the activation itself."""
         root = self._given.native
@@ -144,9 +161,8 @@ class Study:
             (slope,) = torch.autograd.grad(self.clean.live_scores.sum(), root, create_graph=True)
             if not slope.requires_grad:  # the score is linear in the activation
                 return torch.zeros_like(self.activation)
-            (bend,) = torch.autograd.grad(slope, root, root.detach(), retain_graph=True, allow_unused=True)
-        if bend is None:
-            return torch.zeros_like(self.activation)
+            # Zeros where the slope depends on something else that needs a gradient, and not on the activation.
+            (bend,) = torch.autograd.grad(slope, root, root.detach(), retain_graph=True, materialize_grads=True)
         return Activation(bend, self._given.layout, 1).features
 
     def at(self, inputs: Float[Tensor, "b c *s"]) -> tuple[Float[Tensor, "b c *t"], Float[Tensor, "b c *t"]]:
@@ -199,10 +215,30 @@ class Study:
         """Return a fresh source of random numbers on the CPU, so that a seed means the same on every device."""
         return torch.Generator().manual_seed(self.seed)
 
-    def note(self, sentence: str, samples: Iterable[int] | None = None) -> None:
-        """Let the reader of these samples (all by default) know."""
-        for n in range(len(self.notes)) if samples is None else samples:
-            self.notes[n].append(sentence)
+    def note(
+        self,
+        sentence: str,
+        samples: Iterable[int] | None = None,
+        *,
+        where: Bool[Tensor, " b"] | None = None,
+        value: Float[Tensor, " b"] | None = None,
+    ) -> None:
+        """Let the reader of these samples (all by default) know; nothing is read from the device before all of the answer is.
+
+        Parameters
+        ----------
+        sentence
+            With `{value}` or `{value:.0%}` where each sample's value stands.
+        samples, where
+            Which samples, by number or as flags on the device.
+        """
+        batch, like = self.inputs.shape[0], self.inputs
+        flags = torch.ones(batch, device=like.device) if where is None else where.to(torch.float32)
+        if samples is not None:
+            chosen = torch.zeros(batch)
+            chosen[list(samples)] = 1
+            flags = chosen.to(like.device)
+        self.remarks.append(Remark(sentence, flags, flags if value is None else value.detach()))
 
     @property
     def _layer(self) -> str:

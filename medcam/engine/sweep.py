@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, nullcontext
+from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -13,12 +12,12 @@ from torch import Tensor, nn
 
 from medcam.engine import doubts
 from medcam.engine.answer import Relevance
-from medcam.engine.asked import Asked, settle
 from medcam.engine.capture import INPUT, Captured, capture
 from medcam.engine.explainer import Explainer
 from medcam.engine.footprint import Footprint, even_spread
 from medcam.engine.layers import Layer
-from medcam.engine.study import Cells, Clean, Study
+from medcam.engine.settled import Settled, Unsettled
+from medcam.engine.study import Cells, Clean, Remark, Study
 from medcam.engine.tail import Recorder, Tail
 
 
@@ -40,8 +39,7 @@ class Setting:
     copies: int
     seed: int
     common_notes: tuple[str, ...]
-    score: str
-    softmax: str | None
+    class_names: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,15 +52,16 @@ class _Draft:
     layer: Layer | None
     where: Footprint | None
     wish: Wish
-    target: Asked
+    target: Settled
     scores: Tensor
+    probabilities: Tensor | None
     facts: Tensor
-    notes: tuple[list[str], ...]
+    remarks: list[Remark]
     dtype: torch.dtype
     calls: int
 
 
-def sweep(setting: Setting, targets: Sequence[Any], wishes: Sequence[Wish]) -> list[Relevance]:
+def sweep(setting: Setting, targets: Sequence[Unsettled], wishes: Sequence[Wish]) -> list[Relevance]:
     """Return the answer for every target, method and layer, in this order; a method without a layer answers once.
 
     Methods that need the same kind of pass share it; of a shared pass each target needs one backward.
@@ -73,35 +72,37 @@ def sweep(setting: Setting, targets: Sequence[Any], wishes: Sequence[Wish]) -> l
             drafts[place] = draft
     ordered = [drafts[place] for place in sorted(drafts)]
     # All that must be read from the device is read at once.
-    facts = torch.stack([draft.facts for draft in ordered]).tolist()
-    return [_finished(setting, draft, rows) for draft, rows in zip(ordered, facts, strict=True)]
+    numbers = torch.cat([draft.facts.flatten() for draft in ordered]).tolist()
+    results = []
+    for draft in ordered:
+        rows, width = draft.facts.shape
+        own, numbers = numbers[: rows * width], numbers[rows * width :]
+        results.append(_finished(setting, draft, [own[n * width : (n + 1) * width] for n in range(rows)]))
+    return results
 
 
 def _groups(wishes: Sequence[Wish]) -> list[list[int]]:
-    """Return the wishes that share a pass: those that need the same context, and a graph from the same place."""
-    groups: dict[object, list[int]] = {}
+    """Return the wishes that share a pass: those that need a graph from the input, from the layer, or none."""
+    groups: dict[str, list[int]] = {}
     for n, wish in enumerate(wishes):
         needs = wish.explainer.needs
-        start = "input" if "input gradient" in needs else "layer"
-        groups.setdefault((wish.explainer.context, start), []).append(n)
+        start = "input" if "input gradient" in needs else "layer" if needs else "nowhere"
+        groups.setdefault(start, []).append(n)
     return list(groups.values())
 
 
 def _answers(
-    setting: Setting, targets: Sequence[Any], wishes: Sequence[tuple[int, Wish]]
+    setting: Setting, targets: Sequence[Unsettled], wishes: Sequence[tuple[int, Wish]]
 ) -> Iterator[tuple[tuple[int, int, int], _Draft]]:
     needs = frozenset[str]().union(*(wish.explainer.needs for _, wish in wishes))
-    context = wishes[0][1].explainer.context
-    with nullcontext() if context is None else context(setting.network):
-        captured, tails = clean_pass(setting, needs)
-        for t, target in enumerate(targets):
-            fixed = settle(target, captured.output, setting.inputs.shape[0], setting.score, setting.softmax)
-            last = t == len(targets) - 1 and "graph" not in needs
-            clean = Clean(captured, fixed, keep_graph=not last)
-            for w, wish in wishes:
-                layers = setting.layers if wish.explainer.looks_at_layer else (None,)
-                for place, layer in enumerate(layers):
-                    yield (t, w, place), _draft(setting, clean, layer, wish, tails)
+    captured, tails = clean_pass(setting, needs)
+    for t, target in enumerate(targets):
+        last = t == len(targets) - 1 and "graph" not in needs
+        clean = Clean(captured, target.settled(captured.output), target.reading, keep_graph=not last)
+        for w, wish in wishes:
+            layers = setting.layers if wish.explainer.looks_at_layer else (None,)
+            for place, layer in enumerate(layers):
+                yield (t, w, place), _draft(setting, clean, layer, wish, tails)
 
 
 def clean_pass(setting: Setting, needs: frozenset[str]) -> tuple[Captured, dict[str, Tail | None]]:
@@ -132,24 +133,17 @@ def clean_pass(setting: Setting, needs: frozenset[str]) -> tuple[Captured, dict[
 
 
 def _draft(setting: Setting, clean: Clean, layer: Layer | None, wish: Wish, tails: dict[str, Tail | None]) -> _Draft:
-    notes: tuple[list[str], ...] = tuple([] for _ in range(setting.inputs.shape[0]))
-    explainer = wish.explainer
-    name = None if layer is None else layer.name
-    where, calls = None, 1
+    explainer, remarks = wish.explainer, list[Remark]()
+    name, where, calls = None, None, 1
     if layer is not None:
-        kept = clean.captured.layers[layer.name]
+        name, kept = layer.name, clean.captured.layers[layer.name]
         calls = kept.calls
-        where = layer.footprint or even_spread(tuple(setting.inputs.shape[2:]), tuple(kept.features.shape[2:]))
+        where = layer.footprint or even_spread(tuple(setting.inputs.shape[2:]), kept.cells)
     study = Study(
-        setting.network, setting.inputs, clean, name, where,
-        tails.get(name or INPUT), setting.copies, setting.seed, notes,
+        setting.network, setting.inputs, clean, name, where, tails.get(name or INPUT), setting.copies, setting.seed, remarks
     )  # fmt: skip
     found = explainer.explain(study)
-    slope = None
-    if "gradient" in explainer.needs:
-        slope = study.gradient
-    elif "input gradient" in explainer.needs:
-        slope = study.clean.slopes[INPUT]
+    slope = study.gradient if "gradient" in explainer.needs else None
     if isinstance(found, Cells):
         values, stride, offset = found.values, found.stride, found.offset
     elif where is not None:
@@ -157,40 +151,60 @@ def _draft(setting: Setting, clean: Clean, layer: Layer | None, wish: Wish, tail
     else:
         dims = setting.inputs.ndim - 2
         values, stride, offset = found, (1.0,) * dims, (0.0,) * dims
-    facts = doubts.measure(values, slope)
-    dtype = clean.captured.layers[name or INPUT].native.dtype if slope is not None else values.dtype
+    target = clean.target
+    chance = None if target.chance is None else target.chance(clean.captured.output).detach()
     return _Draft(
-        values.detach(), stride, offset, layer, where, wish, clean.target, clean.scores, facts.detach(), notes, dtype, calls
+        values.detach(), stride, offset, layer, where, wish, target, clean.scores, chance,
+        _facts(doubts.measure(values.detach(), slope), target, chance, remarks), remarks,
+        values.dtype if slope is None or name is None else clean.captured.layers[name].native.dtype, calls,
     )  # fmt: skip
+
+
+def _facts(measures: Tensor, target: Settled, chance: Tensor | None, remarks: Sequence[Remark]) -> Tensor:
+    """Return all that words need of each sample, in one tensor: four measures of doubt, the class and its probability (-1: none), the
+    remarks' flags and values, the target's own facts."""
+    none = torch.full_like(measures[:, 0], -1)
+    columns = [
+        *measures.unbind(1), none if target.classes is None else target.classes, none if chance is None else chance,
+        *(column for remark in remarks for column in (remark.flags, remark.values)), *target.facts.unbind(1),
+    ]  # fmt: skip
+    return torch.stack([column.to(measures.device, torch.float64, non_blocking=True) for column in columns], 1)
 
 
 def _finished(setting: Setting, draft: _Draft, rows: Sequence[Sequence[float]]) -> Relevance:
-    layer, explainer = draft.layer, draft.wish.explainer
-    shared = list(setting.common_notes)
+    layer, explainer, target = draft.layer, draft.wish.explainer, draft.target
+    remarked = 6 + 2 * len(draft.remarks)
+    of_target = [[int(number) for number in row[remarked:]] for row in rows]
+    classes = tuple(int(row[4]) for row in rows)
+    told = target.told(of_target)
     cells = tuple(draft.values.shape[1:])
-    if layer is not None:
-        if draft.calls > 1:
-            shared.append(f"Layer '{layer.name}' runs {draft.calls} times in one pass; its last call is explained.")
-        if draft.where is not None and not draft.where.measured:
-            shared.append(
-                "Where this layer's cells lie could not be measured; they are assumed to be spread evenly over the input."
-            )
-        shared += doubts.few_cells(layer.name, cells)
+    shared = [*setting.common_notes, *_about_layer(draft, cells)]
     notes = []
     for n, row in enumerate(rows):
-        own = [*draft.target.notes[n], *draft.notes[n]]
-        if draft.target.score == "probability":
-            own += []
-        own += doubts.doubts(
-            row[:4],
-            pooled=explainer.pooled,
-            dtype=draft.dtype,
-            cells=cells,
-            behind=None if layer is None else layer.behind,
-        )
-        notes.append(tuple(dict.fromkeys((*shared, *own))))
+        own = [*shared, *told[n]]
+        for place, remark in enumerate(draft.remarks, 3):
+            if row[2 * place]:
+                own.append(remark.sentence.format(value=row[2 * place + 1]))
+        if target.score == "probability" and row[5] >= 0:
+            own += doubts.saturated(row[5])
+        behind = None if layer is None else layer.behind
+        own += doubts.doubts(row[:4], pooled=explainer.pooled, dtype=draft.dtype, cells=cells, behind=behind)
+        notes.append(tuple(dict.fromkeys(own)))
     return Relevance(
         draft.values, draft.stride, draft.offset, tuple(setting.inputs.shape[2:]), "" if layer is None else layer.name,
-        draft.wish.name, draft.target.classes, draft.scores, draft.target.probabilities, tuple(notes), draft.target.score,
-        draft.target.words, setting.seed,
+        draft.wish.name, classes if classes[0] >= 0 else (), draft.scores, draft.probabilities, tuple(notes), target.score,
+        target.described(of_target, setting.class_names), setting.seed,
     )  # fmt: skip
+
+
+def _about_layer(draft: _Draft, cells: tuple[int, ...]) -> list[str]:
+    if draft.layer is None or draft.where is None:
+        return []
+    notes, name = [], draft.layer.name
+    if draft.calls > 1:
+        notes.append(f"Layer '{name}' runs {draft.calls} times in one pass; its last call is explained.")
+    if not draft.where.measured:
+        notes.append(
+            "Where this layer's cells lie could not be measured; they are assumed to be spread evenly over the input."
+        )
+    return notes + doubts.few_cells(name, cells)

@@ -166,7 +166,7 @@ def _answering(
                 answer = _q.pop(0)
                 return output if answer is last else repeated(_m, answer)
 
-            module.forward = forward  # type: ignore[method-assign]
+            module.forward = forward
         return run(network, inputs)
 
     try:

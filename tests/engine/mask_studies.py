@@ -12,8 +12,9 @@ from torch import Tensor, nn
 
 from medcam.engine.capture import capture
 from medcam.engine.footprint import footprints
+from medcam.engine.outputs import Reading
 from medcam.engine.study import Clean, Study
-from medcam.engine.targets import class_score
+from medcam.engine.targets import as_target
 
 
 class Counted(nn.Module):
@@ -31,10 +32,18 @@ class Counted(nn.Module):
 def study_of(
     network: nn.Module, x: Tensor, classes: Sequence[int], layer: str, *, copies: int = 3, seed: int = 0
 ) -> Study:
-    clean = Clean(capture(network, x, [layer]), class_score(classes, "softmax"), keep_graph=True)
+    captured, target = capture(network, x, [layer]), as_target(classes)
+    clean = Clean(captured, target.settled(captured.output), Reading(), keep_graph=True)
     place = footprints(copy.deepcopy(network).float(), x[:1].float(), [layer])[layer]
-    notes: tuple[list[str], ...] = tuple([] for _ in range(x.shape[0]))
-    return Study(network, x, clean, layer, place, None, copies, seed, notes)
+    return Study(network, x, clean, layer, place, None, copies, seed, [])
+
+
+def notes_of(study: Study) -> list[list[str]]:
+    """What the method has remarked, for each sample."""
+    return [
+        [r.sentence.format(value=float(r.values[n])) for r in study.remarks if r.flags[n]]
+        for n in range(study.inputs.shape[0])
+    ]
 
 
 def one_of_batch(network: nn.Module, x: Tensor, classes: Sequence[int], n: int, layer: str) -> Study:

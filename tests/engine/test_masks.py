@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from engine.mask_studies import Counted, clean_features, enlarged, one_of_batch, scaled, score, study_of
+from engine.mask_studies import Counted, clean_features, enlarged, notes_of, one_of_batch, scaled, score, study_of
 from engine.toy_networks import Classifier, Segmenter, conv, image
 from medcam.engine.baselines import baseline
 from medcam.engine.masks import group_cam, score_cam, without_low
@@ -144,12 +144,12 @@ def test_a_softmax_that_leaves_one_channel_is_said() -> None:
         network.head.weight.mul_(1000)
     loud = study_of(network, x, CLASSES, "block")
     score_cam().explain(loud)
-    assert all("score-cam(normalise='difference')" in notes[0] for notes in loud.notes)
+    assert all("score-cam(normalise='difference')" in notes[0] for notes in notes_of(loud))
     with torch.no_grad():
         network.head.weight.mul_(1e-6)
     calm = study_of(network, x, CLASSES, "block")
     score_cam().explain(calm)
-    assert calm.notes == ([], [], [])
+    assert notes_of(calm) == [[], [], []]
 
 
 @DIMS

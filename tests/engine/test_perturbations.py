@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from engine.mask_studies import Counted, one_of_batch, score, study_of
+from engine.mask_studies import Counted, notes_of, one_of_batch, score, study_of
 from engine.toy_networks import Classifier, image
 from medcam.engine.baselines import baseline
 from medcam.engine.perturbations import SoftMasks, draw_masks, occlusion, rise, windows_of
@@ -146,7 +146,7 @@ def test_windows_in_the_background_are_not_looked_at(dims: int) -> None:
     torch.testing.assert_close(found.values[~empty], every.values[~empty])
     assert sum(counted.sizes[: -(-int((~empty.all(0)).sum()) // 3)]) == int((~empty.all(0)).sum()) * 3
     for n in range(3):
-        assert study.notes[n] == [
+        assert notes_of(study)[n] == [
             f"{int(empty[n].sum())} of {empty[n].numel()} windows hold no voxel above -1 and were not covered; the map has no value there."
         ]
 
@@ -227,8 +227,8 @@ def test_rise_finds_the_one_voxel_that_decides(dims: int) -> None:
     for n in range(3):
         peak = np.unravel_index(int(found.values[n].argmax()), x.shape[2:])
         assert all(abs(p - v) <= 2 for p, v in zip(peak, voxel, strict=True))
-    assert all("1000 random masks" in notes[0] for notes in study.notes)
-    alike = [float(notes[0].split("correlate at ")[1].split(" ")[0]) for notes in study.notes]
+    assert all("1000 random masks" in notes[0] for notes in notes_of(study))
+    alike = [float(notes[0].split("correlate at ")[1].split(" ")[0]) for notes in notes_of(study)]
     assert min(alike) > 0.8
 
 
