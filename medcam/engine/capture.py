@@ -154,13 +154,33 @@ def gradients(
             found = [None if slope is None else slope.float() / scale for slope in found]
     slopes = {}
     for name, slope in zip(layers, found, strict=True):
-        if slope is None:
-            raise UsageError(
-                f"the score does not depend on layer '{name}' (it lies behind the score, or on a branch that does not lead to it, "
-                "or the network detaches its features); choose another layer"
-            )
-        slopes[name] = _single(to_channels_first(slope, captured.layers[name].layout))
+        layout = captured.layers[name].layout
+        slopes[name] = _single(to_channels_first(_depends(slope, name), layout))
     return slopes
+
+
+def slope_at(scores: Float[Tensor, " b"], leaf: Float[Tensor, "b c *t"], layer: str) -> Float[Tensor, "b c *t"]:
+    """Return the gradient of each sample's score at an activation that was given to a layer.
+
+    Raises
+    ------
+    UsageError
+        If the scores do not depend on it.
+    """
+    found: Sequence[Tensor | None] = [None]
+    if scores.requires_grad:
+        with torch.inference_mode(False), torch.enable_grad():
+            found = torch.autograd.grad(scores.sum(), [leaf], allow_unused=True)
+    return _depends(found[0], layer)
+
+
+def _depends(slope: Tensor | None, layer: str) -> Tensor:
+    if slope is None:
+        raise UsageError(
+            f"the score does not depend on layer '{layer}' (it lies behind the score, or on a branch that does not lead to it, "
+            "or the network detaches its features); choose another layer"
+        )
+    return slope
 
 
 def _single(values: Tensor) -> Tensor:

@@ -14,19 +14,23 @@ _FEW_CELLS = 4
 _SATURATED = 1e-6
 
 
-def measure(values: Float[Tensor, "b *t"], slope: Float[Tensor, "b c *t"] | None) -> Float[Tensor, "b 4"]:
-    """Return what `doubts` needs of each sample: whether its map is finite and whether it is positive anywhere, the mean absolute gradient,
-    and the largest mean gradient of a channel. Nothing is read back from the device."""
-    flat = values.flatten(1)
-    low, high = torch.aminmax(flat, dim=1)  # a value that is not a number wins both
+def gradient_sizes(slope: Float[Tensor, "b c *t"]) -> tuple[Float[Tensor, " b"], Float[Tensor, " b"]]:
+    """Return the mean absolute gradient of each sample, and the largest mean gradient of a channel."""
+    channels = slope.flatten(2)
+    size = torch.linalg.vector_norm(channels, 1, (1, 2)) / max(1, channels[0].numel())
+    return size, channels.mean(2).abs().amax(1)
+
+
+def measure(
+    values: Float[Tensor, "b *t"], size: Float[Tensor, " b"] | None, mean: Float[Tensor, " b"] | None
+) -> Float[Tensor, "b 4"]:
+    """Return what `doubts` needs of each sample: whether its map is finite, whether it is positive anywhere, and `gradient_sizes` (None for
+    methods without a gradient). Nothing is read back from the device."""
+    low, high = torch.aminmax(values.flatten(1), dim=1)  # a value that is not a number wins both
     finite, positive = torch.isfinite(low) & torch.isfinite(high), high > 0
-    if slope is None:
-        size = mean = torch.full_like(flat[:, 0], float("nan"))
-    else:
-        channels = slope.flatten(2)
-        size = torch.linalg.vector_norm(channels, 1, (1, 2)) / max(1, channels[0].numel())
-        mean = channels.mean(2).abs().amax(1)
-    return torch.stack([finite.to(size.dtype), positive.to(size.dtype), size, mean], 1)
+    unknown = torch.full_like(low, float("nan"))
+    of_gradient = [unknown if one is None else one for one in (size, mean)]
+    return torch.stack([finite.to(low.dtype), positive.to(low.dtype), *(one.to(low.dtype) for one in of_gradient)], 1)
 
 
 def cancels(size: float, mean: float, dtype: torch.dtype, cells: int) -> bool:

@@ -12,7 +12,8 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
-from medcam.engine.capture import INPUT, Activation, Captured, capture, gradients
+from medcam.engine.capture import INPUT, Activation, Captured, capture, gradients, slope_at
+from medcam.engine.directions import Mean
 from medcam.engine.footprint import Footprint
 from medcam.engine.fusion import at_positions
 from medcam.engine.outputs import Reading
@@ -52,12 +53,15 @@ class Clean:
         How the output is read, for other questions about it.
     keep_graph
         Whether gradients will be asked for again after the first time.
+    mean
+        The gradient's mean over each channel, where that alone is known.
     """
 
     captured: Captured
     target: Settled
     reading: Reading
     keep_graph: bool
+    mean: Mean | None = None
 
     @cached_property
     def live_scores(self) -> Float[Tensor, " b"]:
@@ -147,8 +151,8 @@ class Study:
         """Return the gradient of the score at the activation by running what follows the layer once more: for passes without a graph."""
         leaf = self.activation.detach().requires_grad_()
         with torch.inference_mode(False), torch.enable_grad():
-            (found,) = torch.autograd.grad(self.clean.target(self._from_layer(leaf)).sum(), leaf)
-        return found
+            scores = self.clean.target(self._from_layer(leaf))
+        return slope_at(scores, leaf, self._layer)
 
     def settle(self, target: Unsettled) -> Settled:
         """Return another question, settled on the same clean output."""

@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from medcam.engine import doubts
+from medcam.engine import cams, directions, doubts
 from medcam.engine.answer import Relevance
 from medcam.engine.capture import INPUT, Captured, capture
 from medcam.engine.explainer import Explainer
@@ -95,14 +95,27 @@ def _answers(
     setting: Setting, targets: Sequence[Unsettled], wishes: Sequence[tuple[int, Wish]]
 ) -> Iterator[tuple[tuple[int, int, int], _Draft]]:
     needs = frozenset[str]().union(*(wish.explainer.needs for _, wish in wishes))
-    captured, tails = clean_pass(setting, needs)
-    for t, target in enumerate(targets):
+    many = _many_targets(setting, len(targets), [wish for _, wish in wishes])
+    captured, tails = clean_pass(setting, frozenset({"activation", "tail"}) if many else needs)
+    asked = [target.settled(captured.output) for target in targets]
+    means: Sequence[directions.Mean | None] = [None] * len(asked)
+    if many and (tail := tails[setting.layers[0].name]) is not None:
+        means = directions.mean_gradients(tail, captured.layers[setting.layers[0].name].features, asked)
+    elif many:
+        captured, tails = clean_pass(setting, needs)
+    for t, (target, fixed, mean) in enumerate(zip(targets, asked, means, strict=True)):
         last = t == len(targets) - 1 and "graph" not in needs
-        clean = Clean(captured, target.settled(captured.output), target.reading, keep_graph=not last)
+        clean = Clean(captured, fixed, target.reading, keep_graph=not last, mean=mean)
         for w, wish in wishes:
             layers = setting.layers if wish.explainer.looks_at_layer else (None,)
             for place, layer in enumerate(layers):
                 yield (t, w, place), _draft(setting, clean, layer, wish, tails)
+
+
+def _many_targets(setting: Setting, targets: int, wishes: Sequence[Wish]) -> bool:
+    """Tell whether forward-mode passes, one for each channel, are the cheaper way to all that is wished for."""
+    alone = len(setting.layers) == 1 and all(wish.explainer.mean_only for wish in wishes)
+    return alone and directions.cheaper(targets, setting.layers[0].channels)
 
 
 def clean_pass(setting: Setting, needs: frozenset[str]) -> tuple[Captured, dict[str, Tail | None]]:
@@ -142,8 +155,10 @@ def _draft(setting: Setting, clean: Clean, layer: Layer | None, wish: Wish, tail
     study = Study(
         setting.network, setting.inputs, clean, name, where, tails.get(name or INPUT), setting.copies, setting.seed, remarks
     )  # fmt: skip
-    found = explainer.explain(study)
-    slope = study.gradient if "gradient" in explainer.needs else None
+    found = explainer.explain(study) if clean.mean is None else cams.combine(clean.mean.gradient, study.activation)
+    sizes: tuple[Tensor | None, Tensor | None] = (None, None)
+    if "gradient" in explainer.needs:
+        sizes = doubts.gradient_sizes(study.gradient) if clean.mean is None else clean.mean.sizes
     if isinstance(found, Cells):
         values, stride, offset = found.values, found.stride, found.offset
     elif where is not None:
@@ -155,8 +170,8 @@ def _draft(setting: Setting, clean: Clean, layer: Layer | None, wish: Wish, tail
     chance = None if target.chance is None else target.chance(clean.captured.output).detach()
     return _Draft(
         values.detach(), stride, offset, layer, where, wish, target, clean.scores, chance,
-        _facts(doubts.measure(values.detach(), slope), target, chance, remarks), remarks,
-        values.dtype if slope is None or name is None else clean.captured.layers[name].native.dtype, calls,
+        _facts(doubts.measure(values.detach(), *sizes), target, chance, remarks), remarks,
+        values.dtype if name is None else clean.captured.layers[name].native.dtype, calls,
     )  # fmt: skip
 
 
