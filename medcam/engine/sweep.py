@@ -43,8 +43,8 @@ class Setting:
 
 
 @dataclass(frozen=True, eq=False)
-class _Draft:
-    """An answer whose doubts have been measured and not yet read from the device."""
+class Draft:
+    """An answer whose doubts have been measured and not yet read from the device; `facts` is what `facts_of` gave."""
 
     values: Tensor
     stride: tuple[float, ...]
@@ -66,22 +66,25 @@ def sweep(setting: Setting, targets: Sequence[Unsettled], wishes: Sequence[Wish]
 
     Methods that need the same kind of pass share it; of a shared pass each target needs one backward.
     """
-    drafts: dict[tuple[int, int, int], _Draft] = {}
-    for group in _groups(wishes):
+    drafts: dict[tuple[int, int, int], Draft] = {}
+    for group in groups(wishes):
         for place, draft in _answers(setting, targets, [(n, wishes[n]) for n in group]):
             drafts[place] = draft
-    ordered = [drafts[place] for place in sorted(drafts)]
-    # All that must be read from the device is read at once.
-    numbers = torch.cat([draft.facts.flatten() for draft in ordered]).tolist()
+    return finish(setting, [drafts[place] for place in sorted(drafts)])
+
+
+def finish(setting: Setting, drafts: Sequence[Draft]) -> list[Relevance]:
+    """Return the answers that were drafted, with words for what was found; all that must be read from the device is read at once."""
+    numbers = torch.cat([draft.facts.flatten() for draft in drafts]).tolist()
     results = []
-    for draft in ordered:
+    for draft in drafts:
         rows, width = draft.facts.shape
         own, numbers = numbers[: rows * width], numbers[rows * width :]
         results.append(_finished(setting, draft, [own[n * width : (n + 1) * width] for n in range(rows)]))
     return results
 
 
-def _groups(wishes: Sequence[Wish]) -> list[list[int]]:
+def groups(wishes: Sequence[Wish]) -> list[list[int]]:
     """Return the wishes that share a pass: those that need a graph from the input, from the layer, or none."""
     groups: dict[str, list[int]] = {}
     for n, wish in enumerate(wishes):
@@ -93,7 +96,7 @@ def _groups(wishes: Sequence[Wish]) -> list[list[int]]:
 
 def _answers(
     setting: Setting, targets: Sequence[Unsettled], wishes: Sequence[tuple[int, Wish]]
-) -> Iterator[tuple[tuple[int, int, int], _Draft]]:
+) -> Iterator[tuple[tuple[int, int, int], Draft]]:
     needs = frozenset[str]().union(*(wish.explainer.needs for _, wish in wishes))
     many = _many_targets(setting, len(targets), [wish for _, wish in wishes])
     captured, tails = clean_pass(setting, frozenset({"activation", "tail"}) if many else needs)
@@ -109,7 +112,7 @@ def _answers(
         for w, wish in wishes:
             layers = setting.layers if wish.explainer.looks_at_layer else (None,)
             for place, layer in enumerate(layers):
-                yield (t, w, place), _draft(setting, clean, layer, wish, tails)
+                yield (t, w, place), draft_of(setting, clean, layer, wish, tails)
 
 
 def _many_targets(setting: Setting, targets: int, wishes: Sequence[Wish]) -> bool:
@@ -145,37 +148,49 @@ def clean_pass(setting: Setting, needs: frozenset[str]) -> tuple[Captured, dict[
     return captured, tails
 
 
-def _draft(setting: Setting, clean: Clean, layer: Layer | None, wish: Wish, tails: dict[str, Tail | None]) -> _Draft:
-    explainer, remarks = wish.explainer, list[Remark]()
-    name, where, calls = None, None, 1
+def study_of(
+    setting: Setting, clean: Clean, layer: Layer | None, tails: dict[str, Tail | None], remarks: list[Remark]
+) -> Study:
+    """Return what a method may ask about one layer, or (None) about the input alone, of a clean pass."""
+    name, where = None, None
     if layer is not None:
-        name, kept = layer.name, clean.captured.layers[layer.name]
-        calls = kept.calls
-        where = layer.footprint or even_spread(tuple(setting.inputs.shape[2:]), kept.cells)
-    study = Study(
+        name = layer.name
+        cells = clean.captured.layers[name].cells
+        where = layer.footprint or even_spread(tuple(setting.inputs.shape[2:]), cells)
+    return Study(
         setting.network, setting.inputs, clean, name, where, tails.get(name or INPUT), setting.copies, setting.seed, remarks
     )  # fmt: skip
+
+
+def as_cells(found: Float[Tensor, "b *t"] | Cells, where: Footprint | None) -> Cells:
+    """Return a method's answer with its place: on cells of its own, on the layer's, or on the input's voxels."""
+    if isinstance(found, Cells):
+        return found
+    dims = found.ndim - 1
+    if where is None:
+        return Cells(found, (1.0,) * dims, (0.0,) * dims)
+    return Cells(found, where.stride, where.offset)
+
+
+def draft_of(setting: Setting, clean: Clean, layer: Layer | None, wish: Wish, tails: dict[str, Tail | None]) -> Draft:
+    """Ask a method, and measure what makes its answer doubtful."""
+    explainer, remarks, target = wish.explainer, list[Remark](), clean.target
+    study = study_of(setting, clean, layer, tails, remarks)
     found = explainer.explain(study) if clean.mean is None else cams.combine(clean.mean.gradient, study.activation)
-    sizes: tuple[Tensor | None, Tensor | None] = (None, None)
+    cells = as_cells(found, study.footprint)
+    values, sizes = cells.values.detach(), (None, None)
     if "gradient" in explainer.needs:
         sizes = doubts.gradient_sizes(study.gradient) if clean.mean is None else clean.mean.sizes
-    if isinstance(found, Cells):
-        values, stride, offset = found.values, found.stride, found.offset
-    elif where is not None:
-        values, stride, offset = found, where.stride, where.offset
-    else:
-        dims = setting.inputs.ndim - 2
-        values, stride, offset = found, (1.0,) * dims, (0.0,) * dims
-    target = clean.target
     chance = None if target.chance is None else target.chance(clean.captured.output).detach()
-    return _Draft(
-        values.detach(), stride, offset, layer, where, wish, target, clean.scores, chance,
-        _facts(doubts.measure(values.detach(), *sizes), target, chance, remarks), remarks,
-        values.dtype if name is None else clean.captured.layers[name].native.dtype, calls,
+    kept = None if layer is None else clean.captured.layers[layer.name]
+    return Draft(
+        values, cells.stride, cells.offset, layer, study.footprint, wish, target, clean.scores, chance,
+        facts_of(doubts.measure(values, *sizes), target, chance, remarks), remarks,
+        values.dtype if kept is None else kept.native.dtype, 1 if kept is None else kept.calls,
     )  # fmt: skip
 
 
-def _facts(measures: Tensor, target: Settled, chance: Tensor | None, remarks: Sequence[Remark]) -> Tensor:
+def facts_of(measures: Tensor, target: Settled, chance: Tensor | None, remarks: Sequence[Remark]) -> Tensor:
     """Return all that words need of each sample, in one tensor: four measures of doubt, the class and its probability (-1: none), the
     remarks' flags and values, the target's own facts."""
     none = torch.full_like(measures[:, 0], -1)
@@ -186,7 +201,7 @@ def _facts(measures: Tensor, target: Settled, chance: Tensor | None, remarks: Se
     return torch.stack([column.to(measures.device, torch.float64, non_blocking=True) for column in columns], 1)
 
 
-def _finished(setting: Setting, draft: _Draft, rows: Sequence[Sequence[float]]) -> Relevance:
+def _finished(setting: Setting, draft: Draft, rows: Sequence[Sequence[float]]) -> Relevance:
     layer, explainer, target = draft.layer, draft.wish.explainer, draft.target
     remarked = 6 + 2 * len(draft.remarks)
     of_target = [[int(number) for number in row[remarked:]] for row in rows]
@@ -212,7 +227,7 @@ def _finished(setting: Setting, draft: _Draft, rows: Sequence[Sequence[float]]) 
     )  # fmt: skip
 
 
-def _about_layer(draft: _Draft, cells: tuple[int, ...]) -> list[str]:
+def _about_layer(draft: Draft, cells: tuple[int, ...]) -> list[str]:
     if draft.layer is None or draft.where is None:
         return []
     notes, name = [], draft.layer.name
