@@ -33,8 +33,8 @@ def kmeans(
     inner = _inner_products(maps)
     most = max(counts)
     seeds = _seeds(inner, squares, torch.rand(most, generator=generator, dtype=torch.float64).to(maps.device))
-    active = torch.arange(most, device=maps.device) < torch.tensor(list(counts), device=maps.device)[:, None]
-    return _lloyd(inner, squares, seeds, active)
+    active = torch.tensor([r * most + g for r, count in enumerate(counts) for g in range(count)], device=maps.device)
+    return _lloyd(inner, squares, seeds, active, len(counts))
 
 
 def elbow(inertia: Float[Tensor, "b r"], counts: Sequence[int]) -> Int[Tensor, " b"]:
@@ -65,12 +65,12 @@ def members(labels: Int[Tensor, "b k"], count: int, dtype: torch.dtype) -> Float
 
 
 def _inner_products(maps: Float[Tensor, "b k t"]) -> Inner:
-    """Return the product with the matrix of inner products of the rows, by the shorter way."""
+    """Return the product with the matrix of inner products of the rows, by the shorter way; nearly all the work is here, so in the maps'
+    own precision."""
     if maps.shape[2] <= maps.shape[1]:
-        rows = maps.double()
-        return lambda columns: rows @ (rows.mT @ columns)
-    gram = (maps @ maps.mT).double()
-    return lambda columns: gram @ columns
+        return lambda columns: (maps @ (maps.mT @ columns.to(maps.dtype))).double()
+    gram = maps @ maps.mT
+    return lambda columns: (gram @ columns.to(maps.dtype)).double()
 
 
 def _seeds(inner: Inner, squares: Float[Tensor, "b k"], draws: Float[Tensor, " g"]) -> Int[Tensor, "b g"]:
@@ -97,21 +97,26 @@ def _seeds(inner: Inner, squares: Float[Tensor, "b k"], draws: Float[Tensor, " g
 
 
 def _lloyd(
-    inner: Inner, squares: Float[Tensor, "b k"], seeds: Int[Tensor, "b g"], active: Tensor
-) -> tuple[Int[Tensor, "b r k"], Float[Tensor, "b r"]]:
-    """Move the means of every run r, whose groups are those that `active` (`r g`) says, and return labels and inertia."""
-    (batch, rows), (runs, groups) = squares.shape, active.shape
-    seeded = torch.zeros(batch, rows, groups, dtype=squares.dtype, device=squares.device)
-    members_of = seeded.scatter_(1, seeds[:, None], 1)[:, :, None] * active  # b k r g
+    inner: Inner, squares: Float[Tensor, "b k"], seeds: Int[Tensor, "b g"], active: Int[Tensor, " a"], runs: int
+) -> tuple[Int[Tensor, "b {runs} k"], Float[Tensor, "b {runs}"]]:
+    """Move the means of all runs side by side, and return labels and inertia. `active` says which of the (run, group) pairs exist."""
+    (batch, rows), groups = squares.shape, seeds.shape[1]
+    own = squares.new_zeros(batch, rows, groups).scatter_(1, seeds[:, None], 1).repeat(1, 1, runs)[:, :, active]
     labels = torch.zeros(batch, rows, runs, dtype=torch.long, device=squares.device)
+    distances = squares.new_full((batch, rows, runs * groups), torch.inf)
     for step in range(_ITERATIONS + 1):
-        sizes = members_of.sum(1, keepdim=True)
-        share = members_of / sizes.clamp(min=1)
-        across = inner(share.flatten(2)).unflatten(2, (runs, groups))  # of each row with each mean
+        sizes = own.sum(1, keepdim=True)
+        share = own / sizes.clamp(min=1)
+        across = inner(share)  # of each row with each mean
         means = (share * across).sum(1, keepdim=True)  # of each mean with itself
         if step == _ITERATIONS:
             break
-        labels = (means - 2 * across).masked_fill(sizes == 0, float("inf")).argmin(3)
-        members_of = (labels[..., None] == torch.arange(groups, device=labels.device)).to(squares.dtype)
-    inertia = squares.sum(1, keepdim=True) - (sizes * means).sum((1, 3))
+        distances[:, :, active] = (means - 2 * across).masked_fill(sizes == 0, torch.inf)
+        labels = distances.unflatten(2, (runs, groups)).argmin(3)
+        own = (
+            (labels[..., None] == torch.arange(groups, device=labels.device)).flatten(2)[:, :, active].to(squares.dtype)
+        )
+    kept = squares.new_zeros(batch, runs * groups)
+    kept[:, active] = (sizes * means)[:, 0]
+    inertia = squares.sum(1, keepdim=True) - kept.unflatten(1, (runs, groups)).sum(2)
     return labels.movedim(2, 1), inertia.clamp(min=0)
