@@ -213,12 +213,9 @@ def weighted_sum(weights: Float[Tensor, "b k"], maps: Float[Tensor, "b k *t"]) -
 
 
 def without_low(maps: Float[Tensor, "b k t"], percentile: float | int | None) -> Float[Tensor, "b k t"]:
-    """Return the maps with zero where a value does not exceed its map's percentile (linear between ranks, as NumPy's)."""
+    """Return the maps with zero where a value does not exceed its map's percentile."""
     if percentile is None:
         return maps
-    rank = percentile / 100 * (maps.shape[2] - 1)
-    below = int(rank)
-    # quantile refuses large tensors; kthvalue does not.
-    low = maps.kthvalue(below + 1, 2, keepdim=True).values
-    high = maps.kthvalue(min(below + 2, maps.shape[2]), 2, keepdim=True).values
-    return torch.where(maps > low + (rank - below) * (high - low), maps, 0)
+    # A percentile between two ranks is exceeded by the same values as the lower one. kthvalue takes large tensors; quantile refuses them.
+    rank = int(percentile / 100 * (maps.shape[2] - 1))
+    return torch.where(maps > maps.kthvalue(rank + 1, 2, keepdim=True).values, maps, 0)

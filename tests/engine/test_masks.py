@@ -177,7 +177,7 @@ def test_group_cam_is_the_papers_formula(
     expected = []
     for n, c in enumerate(CLASSES):
         total = 0.0
-        for run in np.arange(6).reshape(min(6, groups) if 6 % groups == 0 else -1, -1) if groups == 3 else RUNS[groups]:
+        for run in RUNS[groups]:
             initial = np.maximum(sum(slopes[n, k].mean() * features[n, k] for k in run), 0)
             if denoise is not None:
                 initial = np.where(initial > np.percentile(initial, denoise), initial, 0)
@@ -191,8 +191,21 @@ def test_group_cam_is_the_papers_formula(
     np.testing.assert_allclose(study.on_input(found).numpy(), np.stack(expected), rtol=1e-8, atol=1e-11)
 
 
+@pytest.mark.parametrize(("weighted", "size", "shift"), [("initial", 1, 1), ("scaled", 3, 0)])
+def test_group_cam_of_a_case_worked_by_hand(weighted: str, size: int, shift: int) -> None:
+    """One channel x + 1, the score its sum: the mask x/3 raises the score from 4 by 14/3."""
+    network = nn.Sequential(nn.Conv2d(1, 1, 1), nn.Flatten(), nn.Linear(4, 1, bias=False))
+    with torch.no_grad():
+        for values in (network[0].weight, network[0].bias, network[2].weight):
+            values.fill_(1)
+    x = torch.tensor([[[[0.0, 1], [2, 3]]]])
+    method = group_cam(denoise=None, weighted=weighted, baseline="zero")
+    found = method.explain(study_of(network, x, [0], "0"))
+    torch.testing.assert_close(found, 14 / 3 * (x[:, 0] / size + shift))
+
+
 # Six channels in at most so many runs of equal length.
-RUNS = {4: [[0, 1], [2, 3], [4, 5]], 32: [[0], [1], [2], [3], [4], [5]]}
+RUNS = {3: [[0, 1], [2, 3], [4, 5]], 4: [[0, 1], [2, 3], [4, 5]], 32: [[0], [1], [2], [3], [4], [5]]}
 
 
 class Twins(nn.Module):
