@@ -47,8 +47,8 @@ def _dual(value: Tensor, tangent: Tensor) -> Tensor:
 def mean_gradients(tail: Tail, activation: Float[Tensor, "b c *t"], targets: Sequence[Target]) -> list[Mean]:
     """Return for each target the mean over each channel of its score's gradient at the activation.
 
-    The mean absolute gradient is measured for the first target only. Whether means cancel is a matter of the network, so the others take the
-    first one's share.
+    The mean absolute gradient is measured for the first target only. Whether means cancel is a matter of the network, so the others take
+    the first one's share.
 
     Raises
     ------
@@ -75,6 +75,6 @@ def mean_gradients(tail: Tail, activation: Float[Tensor, "b c *t"], targets: Seq
     results = []
     for gradient in found:
         mean = gradient.abs().amax(1)
-        size = torch.where(first_mean > 0, first_size * mean / first_mean, first_size)
+        size = torch.where((first_mean > 0) & (mean > 0), first_size * mean / first_mean, first_size)
         results.append(Mean(gradient, (size, mean)))
     return results

@@ -60,7 +60,9 @@ def find_layer(network: nn.Module, layer: str) -> nn.Module:
     UsageError
         If there is none; the nearest names are offered.
     """
-    modules: dict[str, nn.Module] = {name: module for name, module in network.named_modules() if name}
+    # A module that stands in two places has both names.
+    every = network.named_modules(remove_duplicate=False)
+    modules: dict[str, nn.Module] = {name: module for name, module in every if name}
     if layer in modules:
         return modules[layer]
     near = difflib.get_close_matches(layer, modules, n=3, cutoff=0.4)

@@ -40,7 +40,7 @@ def test_every_class_gets_the_map_that_a_backward_pass_gives(dims: int) -> None:
 def test_a_hundred_classes_of_a_real_network() -> None:
     network = SegResNet(spatial_dims=3, in_channels=1, out_channels=104, init_filters=8).eval()
     x = torch.randn(1, 1, 16, 24, 32)
-    layer = layer_of(network, x, "conv_final.1")
+    layer = layer_of(network, x, "act_mod")
     many = relevances(network, x, targets=list(range(104)), layers=[layer])
     for c in (0, 51, 103):
         (one,) = relevances(network, x, targets=[c], layers=[replace(layer, channels=10**6)])
