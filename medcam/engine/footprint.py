@@ -1,33 +1,31 @@
 """Where a feature cell lies in the input: stride and offset, measured and not assumed.
 
 "Stretch the map over the image" is wrong by up to half a cell for most networks: a ResNet's stride-16 cell is centred 7.5 voxels away from
-where stretching puts it. Here coordinates themselves are sent through the network. Every operation that mixes neighbours (convolution,
+where stretching puts it. Here positions themselves are sent through the network. Every operation that mixes neighbours (convolution,
 pooling, interpolation) is replaced by its effect on positions, the centre of the window that it looks at; every operation that acts on each
-voxel alone (activation, normalisation) passes positions on. What arrives at a layer is the position in the input that each cell is centred
-on. Padding is extended linearly, so borders do not bend the answer.
+voxel alone (activation, normalisation) passes positions on; and those that move entries about, as attention in windows does, move them.
+What arrives at a layer is the position in the input that each cell is centred on, and how the layer's tensor holds its cells. Padding is
+extended linearly, so borders do not bend the answer. No data is touched: `ghosts`, `places`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
 
-from medcam.engine.skeleton import find_layer, skeleton
+from medcam.engine.ghosts import At, Walk, at_of
+from medcam.engine.layout import Layout, guess
+from medcam.engine.moves import MOVES, POINTWISE
+from medcam.engine.places import NOWHERE, Place, averaged, axes_of, line_of, of_input
+from medcam.engine.rearrange import REARRANGEMENTS
+from medcam.engine.skeleton import skeleton
 
-
-def spatial_tensor(output, batch, ndim):
-    for item in output if isinstance(output, (tuple, list)) else (output,):
-        if isinstance(item, Tensor) and item.ndim == ndim and item.shape[0] == batch and item.is_floating_point():
-            return item
-    return None
-
-
-_aten = torch.ops.aten
+_RULES = {**MOVES, **REARRANGEMENTS}
 
 
 @dataclass(frozen=True)
@@ -42,60 +40,104 @@ class Footprint:
     measured: bool = True
 
 
-def footprints(network: nn.Module, inputs: Tensor, layers: Iterable[str]) -> dict[str, Footprint]:
-    """Return where the cells of each named layer lie in `inputs` (`b c *s`; only its shape counts).
+class Seen(NamedTuple):
+    """One call of a module that gave a feature map.
 
-    A layer that does not run, has no spatial axes, or that positions do not reach is left out. The cost is that of the network's
-    element-wise work.
+    Parameters
+    ----------
+    name, kind
+        As in `named_modules`, and the class of the module.
+    shape, layout
+        Of the tensor that it gave (the first feature map, if it gave several things), as the network has it.
+    footprint
+        Where its cells lie.
+    ended
+        When: a count of the modules' calls.
+    tensor
+        Calls with the same number gave one and the same tensor, as a block and its last member do. What an operation in place has changed
+        counts as another.
     """
-    size = tuple(inputs.shape[2:])
-    found: dict[str, list[Tensor]] = {}
-    shapes: dict[str, tuple[int, ...]] = {}
-    sent = [0]
 
-    def record(name: str) -> Any:
-        def hook(_module: nn.Module, _args: Any, output: Any) -> None:
-            features = spatial_tensor(output, sent[0], inputs.ndim)
-            if features is not None:
-                shapes[name] = tuple(features.shape[2:])
-                found.setdefault(name, []).append(_one_channel(features)[:, 0])
-
-        return hook
-
-    with skeleton(network) as copied, torch.inference_mode(False), torch.no_grad():
-        handles = [find_layer(copied, name).register_forward_hook(record(name)) for name in layers]
-        neutral = {p.untyped_storage().data_ptr() for p in (*copied.parameters(), *copied.buffers())}
-        coordinates = _coordinates(inputs)
-        try:
-            # All at once; one by one for a network that is fixed to one sample, as exported programs are.
-            for parts in ([coordinates], coordinates.split(1)):
-                found.clear()
-                for part in parts:
-                    sent[0] = part.shape[0]
-                    _send(copied, part, neutral)
-                if found:
-                    break
-        finally:
-            for handle in handles:
-                handle.remove()
-    return {name: _fit(_last(found.get(name, []), inputs.ndim - 1), size, shape) for name, shape in shapes.items()}
+    name: str
+    kind: str
+    shape: tuple[int, ...]
+    layout: Layout
+    footprint: Footprint
+    ended: int
+    tensor: int
 
 
-def _last(parts: list[Tensor], samples: int) -> Tensor | None:
-    """Return the positions of a layer's last call."""
-    if parts and parts[-1].shape[0] == samples:
-        return parts[-1]
-    # One by one; a layer that runs several times a pass has several parts for each sample.
-    calls = len(parts) // samples
-    return torch.cat(parts[calls - 1 :: calls]) if calls and len(parts) == calls * samples else None
+@dataclass(frozen=True)
+class Reach:
+    """What a tensor of the output depends on.
+
+    Parameters
+    ----------
+    head
+        When the last module with weights of its own began that it went through.
+    cells
+        When the last feature map ended whose cells it was made from. Of a network that reads a class token only, that is one before the last
+        attention: what comes later moves no score.
+    """
+
+    head: int
+    cells: int
 
 
-def _send(network: nn.Module, coordinates: Tensor, neutral: set[int]) -> None:
+@dataclass(frozen=True, eq=False)
+class Probe:
+    """What a network's modules give for an input of some shape, found without computing anything.
+
+    Parameters
+    ----------
+    seen
+        The calls that gave feature maps, in the order in which they ended.
+    output
+        The network's output as it would be, in tensors that have the right shapes and no content; None where the network could not be
+        followed to its end, so that `seen` may lack its last layers.
+    """
+
+    seen: tuple[Seen, ...]
+    output: Any
+
+    def reach(self, output: Any) -> Reach:
+        """Return what a tensor of `self.output` (or all in a tuple, list or dictionary) depends on."""
+        every = [at_of(item) for item in _tensors(output) if hasattr(item, "_medcam_at")]
+        return Reach(max((at.head for at in every), default=0), max((at.mark for at in every), default=0))
+
+
+def probe(network: nn.Module, inputs: Float[Tensor, "b c *s"]) -> Probe:
+    """Return the feature maps of a network, how they are laid out and where their cells lie (of `inputs` only the shape counts).
+
+    Costs no forward pass: operations on features are not carried out.
+    """
+    with skeleton(network) as copied:
+        return walk(copied, inputs)
+
+
+def walk(copied: nn.Module, inputs: Float[Tensor, "b c *s"]) -> Probe:
+    """Return the `probe` of a network that may be run and hooked, as a skeleton may."""
+    witness = _Witness(inputs)
+    handles = [handle for name, module in copied.named_modules() for handle in witness.watch(name, module)]
+    output = None
     try:
-        with _Positions(neutral, coordinates.ndim - 2):
-            network(coordinates)
-    except (RuntimeError, ValueError, TypeError, IndexError, AttributeError, NotImplementedError, AssertionError):
-        pass  # an operation that positions cannot pass: the layers behind it are left out
+        with torch.inference_mode(), Walk(_RULES, POINTWISE) as mode:
+            output = copied(mode.ghost(inputs.shape, inputs, At(of_input(inputs.shape))))
+    except Exception:  # noqa: BLE001  whatever an operation on hollow tensors may raise, the layers before it are known
+        output = None
+    finally:
+        for handle in handles:
+            handle.remove()
+    return Probe(tuple(witness.seen), output)
+
+
+def footprints(network: nn.Module, inputs: Tensor, layers: Iterable[str]) -> dict[str, Footprint]:
+    """Return where the cells of each named layer lie in `inputs` (`b c *s`; only its shape counts), at its last call.
+
+    A layer that does not run or gives no feature map is left out.
+    """
+    last = {seen.name: seen.footprint for seen in probe(network, inputs).seen}
+    return {name: last[name] for name in layers if name in last}
 
 
 def even_spread(size: tuple[int, ...], cells: tuple[int, ...]) -> Footprint:
@@ -104,211 +146,114 @@ def even_spread(size: tuple[int, ...], cells: tuple[int, ...]) -> Footprint:
     return Footprint(stride, tuple((s - 1) / 2 for s in stride), measured=False)
 
 
-def _coordinates(inputs: Tensor) -> Tensor:
-    """Return samples (1, x, y, ...): homogeneous coordinates, so that sums of branches average after division by the first."""
-    size = inputs.shape[2:]
-    axes = [torch.arange(n, dtype=torch.float32, device=inputs.device) for n in size]
-    ramps = torch.stack([torch.ones(tuple(size), device=inputs.device), *torch.meshgrid(*axes, indexing="ij")])
-    return ramps.unsqueeze(1).expand(-1, inputs.shape[1], *size)
+class _Witness:
+    """Notes each module's feature map as it comes, and marks it, so that what is made of it can tell."""
+
+    def __init__(self, inputs: Tensor) -> None:
+        self.seen: list[Seen] = []
+        self._inputs = tuple(inputs.shape)
+        self._clock = 0
+        self._tensors: dict[tuple[int, int], int] = {}
+        self._alive: list[Tensor] = []
+        self._found: dict[tuple[int, tuple[int, ...]], tuple[Place | None, tuple[Layout, Footprint] | None]] = {}
+
+    def watch(self, name: str, module: nn.Module) -> list[Any]:
+        weighs = not module._modules and any(value is not None for value in module._parameters.values())
+        if not name and not weighs:
+            return []
+        kind = type(module).__name__
+
+        def end(_module: nn.Module, _args: Any, output: Any) -> None:
+            if weighs:
+                self._clock += 1
+                for item in (output,) if isinstance(output, Tensor) else _tensors(output):
+                    if hasattr(item, "_medcam_at"):
+                        place, mark, lead, _, version = item._medcam_at
+                        item._medcam_at = At(place, mark, lead, self._clock, version)  # type: ignore[attr-defined]
+            if name:
+                self._note(name, kind, output)
+
+        return [module.register_forward_hook(end)]
+
+    def _note(self, name: str, kind: str, output: Any) -> None:
+        for item in output if isinstance(output, (tuple, list)) else (output,):
+            if not hasattr(item, "_medcam_at") or not item.dtype.is_floating_point:
+                continue
+            place, _, lead, head, version = item._medcam_at
+            shape = tuple(item.shape)
+            # Places are few and shared: one is read once, and kept so that its id stays its own.
+            known = (id(place), shape)
+            if known not in self._found:
+                self._found[known] = (place, _described(place, shape, self._inputs))
+            found = self._found[known][1]
+            if found is None:
+                continue
+            self._clock += 1
+            self._alive.append(item)  # so that no later tensor gets its id
+            number = self._tensors.setdefault((id(item), version), len(self._tensors))
+            self.seen.append(Seen(name, kind, shape, found[0], found[1], self._clock, number))
+            item._medcam_at = At(place, self._clock, lead, head, version)
+            return
 
 
-def _fit(positions: Tensor | None, size: tuple[int, ...], cells: tuple[int, ...]) -> Footprint:
-    fallback = even_spread(size, cells)
-    if positions is None or positions.shape[0] != len(size) + 1 or not (positions[0] > 0).all():
-        return fallback
-    strides, offsets = [], []
-    for axis, n in enumerate(cells):
-        place = (positions[axis + 1] / positions[0]).double()
-        if not torch.isfinite(place).all():
-            return fallback
-        others = [a for a in range(len(cells)) if a != axis]
-        line = place.mean(others)
-        index = torch.arange(n, dtype=torch.float64, device=line.device)
-        centred = index - index.mean()
-        slope = float((centred * line).sum() / (centred**2).sum()) if n > 1 else float(size[axis])
-        start = float(line.mean()) - (slope if n > 1 else 0.0) * float(index.mean())
-        along = [1] * len(cells)
-        along[axis] = -1
-        straight = (start + (slope if n > 1 else 0.0) * index).reshape(along)
-        # Not a straight line along its own axis: the network moved positions in a way that a stride cannot say.
-        if slope <= 0 or float((place - straight).abs().max()) > 0.5 * slope:
-            return fallback
-        # A stride is a ratio of small integers and an offset a sum of half steps; the rounding drops float32 noise.
-        strides.append(round(slope, 4))
-        offsets.append(round(start, 4) + 0.0)  # + 0.0 turns a negative zero into zero
-    return Footprint(tuple(strides), tuple(offsets))
+def _described(
+    place: Place | None, shape: tuple[int, ...], inputs: tuple[int, ...]
+) -> tuple[Layout, Footprint] | None:
+    """Return the layout and the footprint of a tensor with that place, or None if it is no feature map."""
+    size = inputs[2:]
+    if not shape or shape[0] != inputs[0] or len(shape) not in (3, len(inputs)):
+        return None
+    if place is not None:
+        if place.dims[0].runs:
+            return None
+        for kind in ("channels first", "channels last", "tokens"):
+            found = _as(kind, place, shape, size)
+            if found is not None:
+                return found
+        if any(map(axes_of, place.dims)):
+            return None
+    likely = guess(shape, inputs)
+    return (likely, even_spread(size, likely.grid)) if likely is not None else None
 
 
-# Where branches meet, the one that was downsampled less decides: a decoder's voxel lies where its skip connection says, whatever shift the
-# way down and up has made. Each downsampling therefore divides a branch's weight by this.
-_COARSER = 1e-5
+def _as(kind: Any, place: Place, shape: tuple[int, ...], size: tuple[int, ...]) -> tuple[Layout, Footprint] | None:
+    """Read a place as a layout of that kind: along each of its axes cells move along the input's, in its order, and along channels nowhere."""
+    channel = 1 if kind == "channels first" else len(shape) - 1
+    if (kind == "tokens") != (len(shape) == 3) or place.dims[channel].lead:
+        return None
+    extra = 0
+    if kind == "tokens":
+        dim = place.dims[1]
+        extra = dim.lead
+        lines = [(run, 0.0) for run in dim.runs if run.axis != NOWHERE and not run.roll]
+        if not lines or len(lines) < len(dim.runs) or [run.axis for run, _ in lines] != sorted({run.axis for run, _ in lines}):
+            return None
+    else:
+        lines = []
+        for axis, at in enumerate(range(1, len(shape) - 1) if channel > 1 else range(2, len(shape))):
+            line = line_of(place.dims[at])
+            if shape[at] > 1 and (line is None or line[0].axis != axis):
+                return None
+            if line is not None:
+                lines.append(line)
+    start = averaged(place, channel).start
+    stride, offset, grid = list(map(float, size)), list(start), [1] * len(size)
+    for run, shift in lines:
+        stride[run.axis], grid[run.axis] = run.step, run.count
+        offset[run.axis] += shift
+    layout = Layout(kind, tuple(grid), extra)
+    if min(stride) <= 0:  # mirrored: no stride that others would understand
+        return layout, even_spread(size, layout.grid)
+    # A stride is a ratio of small integers and an offset a sum of half steps; the rounding drops what floats add. + 0.0 makes -0.0 zero.
+    return layout, Footprint(tuple(round(s, 9) for s in stride), tuple(round(o, 9) + 0.0 for o in offset))
 
 
-class _Positions(TorchDispatchMode):
-    """Run a network on coordinates: each operation is replaced by what it does to the positions of its input."""
-
-    def __init__(self, neutral: set[int], dims: int) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
-        self._neutral = neutral
-        self._dims = dims
-
-    @classmethod
-    def _should_skip_dynamo(cls) -> bool:
-        # The answer True, torch's default, makes the first call import torch._dynamo: seconds, for a compiler that nobody runs here.
-        return False
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
-        name = func.overloadpacket.__name__
-        if name == "convolution":
-            return self._convolution(*args)
-        if "pool" in name:
-            return self._pool(func, name, args, kwargs)
-        if name.startswith("upsample_"):
-            return self._upsample(func, name, args, kwargs)
-        if name in _GATES:
-            return self._gate(args[0])
-        if name.rstrip("_") in _POINTWISE or name in _ATTENTION:
-            moved = args[2] if name in _ATTENTION else args[0]
-            # The statistics that come beside the result are not read without a graph.
-            unread = [moved.new_empty(0)] * (len(func._schema.returns) - 1)
-            return (moved, *unread) if unread else moved
-        if name in {"addmm", "mm"} and self._is_weight(args[-1]):
-            source, weight = args[-2:]
-            return source.mean(-1, keepdim=True).expand(*source.shape[:-1], weight.shape[-1])
-        if name == "constant_pad_nd":
-            return self._pad(args[0], args[1])
-        if name.rstrip("_") in {"add", "sub", "mul", "div"}:
-            return self._combine(func, args, kwargs)
-        if name == "cat" and (args[1] if len(args) > 1 else kwargs.get("dim", 0)) == 1:
-            return self._concatenate(args[0])
-        return func(*args, **kwargs)
-
-    def _is_weight(self, tensor: Tensor) -> bool:
-        return tensor.untyped_storage().data_ptr() in self._neutral
-
-    def _combine(self, func: Any, args: Any, kwargs: Any) -> Tensor:
-        """Add or multiply two branches; a constant, or a learned shift or scale, moves no position."""
-        first: Any
-        second: Any
-        first, second = args[:2]
-        if not isinstance(second, Tensor) or self._is_weight(second) or second.ndim == 0:
-            return torch.as_tensor(first)
-        if not isinstance(first, Tensor) or self._is_weight(first):
-            return second
-        result: Tensor = func(_one_channel(first), _one_channel(second), *args[2:], **kwargs)
-        if func.overloadpacket.__name__.endswith("_"):
-            return torch.as_tensor(first)
-        return result.expand(torch.broadcast_shapes(first.shape, second.shape))
-
-    def _concatenate(self, parts: list[Tensor]) -> Tensor:
-        channels = sum(part.shape[1] for part in parts)
-        mixed = torch.stack([_one_channel(part) * (part.shape[1] / channels) for part in parts]).sum(0)
-        return mixed.expand(-1, channels, *mixed.shape[2:])
-
-    def _convolution(
-        self, source: Tensor, weight: Tensor, _bias: Any, stride: Any, padding: Any, dilation: Any,
-        transposed: bool, output_padding: Any, groups: int,
-    ) -> Tensor:  # fmt: skip
-        result = _one_channel(source)
-        for axis, k in enumerate(weight.shape[2:]):
-            s, p, d = (_at(v, axis) for v in (stride, padding, dilation))
-            n, middle = source.shape[axis + 2], (k - 1) * d / 2
-            if transposed:
-                count = (n - 1) * s - 2 * p + d * (k - 1) + _at(output_padding, axis) + 1
-                result = _sample(result, axis + 2, count, 1 / s, (p - middle) / s)
-            else:
-                count = (n + 2 * p - d * (k - 1) - 1) // s + 1
-                result = _sample(result, axis + 2, count, float(s), middle - p)
-        channels = weight.shape[1] * groups if transposed else weight.shape[0]
-        if not transposed and max(stride) > 1:
-            result = result * _COARSER
-        return result.expand(-1, channels, *result.shape[2:])
-
-    def _pool(self, func: Any, name: str, args: Any, kwargs: Any) -> Any:
-        """Let the real pooling say the output's size, and place its cells by its window."""
-        source = args[0]
-        result = _one_channel(source)
-        real = func(result, *args[1:], **kwargs)
-        shape = (real[0] if isinstance(real, tuple) else real).shape
-        for at in range(self._dims):
-            axis = at + source.ndim - self._dims
-            n, count = source.shape[axis], shape[axis]
-            if "adaptive" in name:
-                result = _sample(result, axis, count, n / count, (n / count - 1) / 2)
-            else:
-                k = _at(args[1], at)
-                s = _at(args[2], at) if len(args) > 2 and args[2] else k
-                p = _at(args[3], at) if len(args) > 3 else 0
-                d = _at(args[4], at) if "max" in name and len(args) > 4 else 1
-                result = _sample(result, axis, count, float(s), (k - 1) * d / 2 - p)
-        if shape[-self._dims :] != source.shape[-self._dims :]:
-            result = result * _COARSER
-        result = result.expand(-1, source.shape[1], *result.shape[2:])
-        return (result, real[1]) if isinstance(real, tuple) else result
-
-    def _upsample(self, func: Any, name: str, args: Any, kwargs: Any) -> Tensor:
-        source = args[0]
-        result = _one_channel(source)
-        shape = func(result, *args[1:], **kwargs).shape
-        corners = "nearest" not in name and bool(args[2] if len(args) > 2 else kwargs.get("align_corners", False))
-        for axis in range(2, source.ndim):
-            n, count = source.shape[axis], shape[axis]
-            step = (n - 1) / max(count - 1, 1) if corners else n / count
-            result = _sample(result, axis, count, step, 0.0 if corners else (step - 1) / 2)
-        return result.expand(-1, source.shape[1], *result.shape[2:])
-
-    def _pad(self, source: Tensor, pad: list[int]) -> Tensor:
-        """Extend (or crop) positions as the straight line goes on; `pad` counts from the last axis."""
-        result = source
-        for at in range(len(pad) // 2):
-            axis, (before, after) = source.ndim - 1 - at, pad[2 * at : 2 * at + 2]
-            result = _sample(result, axis, source.shape[axis] + before + after, 1.0, float(-before))
-        return result
-
-    def _gate(self, source: Tensor) -> Tensor:
-        """A gate lets everything through; an attention matrix lets each token see itself."""
-        if source.ndim >= 3 and source.shape[-1] == source.shape[-2] and source.ndim != self._dims + 2:
-            return torch.eye(source.shape[-1], device=source.device).expand_as(source)
-        return _one_channel(torch.ones_like(source)).expand_as(source)
-
-
-# What acts on each voxel (or on a whole channel) alone, with or without the trailing underscore of an in-place form.
-_POINTWISE = {
-    "relu", "relu6", "leaky_relu", "_prelu_kernel", "rrelu_with_noise", "elu", "gelu", "silu", "mish", "celu",
-    "softplus", "hardtanh", "hardswish", "threshold", "clamp", "clamp_min", "clamp_max", "native_dropout",
-    "native_batch_norm", "cudnn_batch_norm", "miopen_batch_norm", "_native_batch_norm_legit",
-    "_native_batch_norm_legit_no_training", "_batch_norm_with_update", "_batch_norm_no_update",
-    "native_group_norm", "native_layer_norm",
-}  # fmt: skip
-_GATES = {"sigmoid", "sigmoid_", "hardsigmoid", "hardsigmoid_", "tanh", "tanh_", "_softmax", "_safe_softmax"}
-_ATTENTION = {
-    "_scaled_dot_product_flash_attention_for_cpu", "_scaled_dot_product_flash_attention",
-    "_scaled_dot_product_efficient_attention", "_scaled_dot_product_attention_math",
-}  # fmt: skip
-
-
-def _one_channel(features: Tensor) -> Tensor:
-    """Return the mean over channels, `b 1 *s`, as a view of the memory where all channels are one (so in-place sums still work)."""
-    return features.narrow(1, 0, 1) if features.stride(1) == 0 else features.mean(1, keepdim=True)
-
-
-def _at(value: Any, axis: int) -> int:
-    items = value if isinstance(value, (list, tuple)) else [value]
-    return int(items[axis] if len(items) > 1 else items[0])
-
-
-def _sample(values: Tensor, axis: int, count: int, step: float, start: float) -> Tensor:
-    """Read `values` along an axis at `start + step * index`, linearly, and beyond its ends as the straight line goes on."""
-    n = values.shape[axis]
-    if (count, step, start) == (n, 1.0, 0.0):
-        return values
-    place = start + step * torch.arange(count, device=values.device, dtype=values.dtype)
-    if n == 1:
-        return values.expand(*(count if a == axis else -1 for a in range(values.ndim)))
-    low = place.floor().clamp(0, n - 2).long()
-    along = [1] * values.ndim
-    along[axis] = -1
-    share = (place - low).reshape(along)
-    first, second = values.index_select(axis, low), values.index_select(axis, low + 1)
-    return first + share * (second - first)
+def _tensors(item: Any) -> Iterator[Tensor]:
+    """Yield the tensors in tuples, lists and dictionaries, however deep."""
+    if isinstance(item, Tensor):
+        yield item
+    elif isinstance(item, (tuple, list)):
+        for part in item:
+            yield from _tensors(part)
+    elif isinstance(item, dict):
+        yield from _tensors(list(item.values()))

@@ -11,11 +11,19 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from medcam.engine.footprint import Footprint, even_spread, footprints, spatial_tensor
+from medcam.engine.footprint import Footprint, even_spread, footprints
 from medcam.engine.layout import Layout
 from medcam.engine.skeleton import run, skeleton
 from medcam.engine.targets import output_tensor
 from medcam.errors import UsageError
+
+
+def spatial_tensor(output: Any, batch: int, ndim: int) -> Tensor | None:
+    """Return the first floating tensor in a layer's output that has `ndim` axes, the first of `batch` samples, or None."""
+    for item in output if isinstance(output, (tuple, list)) else (output,):
+        if isinstance(item, Tensor) and item.ndim == ndim and item.shape[0] == batch and item.is_floating_point():
+            return item
+    return None
 
 
 @dataclass(frozen=True)

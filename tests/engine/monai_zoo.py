@@ -40,6 +40,8 @@ class Network:
         Whether it takes more than a second or two on one core, however small it is built.
     adapted
         What stands between it and a network of one tensor of images, '' if nothing does.
+    one_by_one
+        Whether it takes one image at a time.
     """
 
     name: str
@@ -52,6 +54,7 @@ class Network:
     needs: str = ""
     slow: bool = False
     adapted: str = ""
+    one_by_one: bool = False
 
     @property
     def title(self) -> str:
@@ -63,9 +66,10 @@ class Network:
             torch.manual_seed(20)
             return self.make(dims).eval()
 
-    def image(self, dims: int, batch: int = 2) -> Tensor:
+    def images(self, dims: int) -> Tensor:
+        """Two images, or one for a network that takes one at a time."""
         generator = torch.Generator().manual_seed(30)
-        return torch.randn(batch, self.channels, *self.sizes[dims], generator=generator)
+        return torch.randn(1 if self.one_by_one else 2, self.channels, *self.sizes[dims], generator=generator)
 
     @property
     def available(self) -> bool:
@@ -104,7 +108,7 @@ class Prompted(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         # One object a row comes back; objects are this wrapper's classes.
-        return torch.cat([self.network(image[None], class_vector=self.classes).transpose(0, 1) for image in x])
+        return self.network(x, class_vector=self.classes).transpose(0, 1)
 
 
 class WithText(nn.Module):
@@ -300,7 +304,7 @@ ZOO: tuple[Network, ...] = (
     Network("UNETR", "voxels", _unetr(proj_type="perceptron"), _SIDES, variant="perceptron"),
     Network("UNet", "voxels", lambda d: nets.UNet(d, 1, 3, (4, 8, 16), (2, 2)), _SIDES),
     Network("UNet", "voxels", lambda d: nets.UNet(d, 1, 3, (4, 8, 16), (2, 2), num_res_units=2), _SIDES, variant="residual"),
-    Network("VISTA3D", "voxels", _vista3d, {3: (32, 48, 16)}, absent=_ONLY_3D, adapted="asked for two classes, one image at a time"),
+    Network("VISTA3D", "voxels", _vista3d, {3: (32, 48, 16)}, absent=_ONLY_3D, adapted="asked for two classes; it takes one image at a time", one_by_one=True),
     Network("VNet", "voxels", lambda d: nets.VNet(d, 1, 3, dropout_dim=d), _SIDES, slow=True),
     Network("VQVAE", "voxels", lambda d: nets.VQVAE(d, 1, 3, (4, 8), 1, (4, 8), ((2, 4, 1, 1),) * 2, ((2, 4, 1, 1, 0),) * 2, num_embeddings=8, embedding_dim=4), _SIDES),
     Network("VarAutoEncoder", "voxels", lambda d: nets.VarAutoEncoder(d, (1, *_SIDES[d]), 3, 8, (4, 8), (2, 2)), _SIDES),

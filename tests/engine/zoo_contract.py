@@ -76,7 +76,7 @@ def try_out(entry: Network, dims: int) -> Outcome:
     network = entry.build(dims)
     first = next(network.parameters())
     first.grad = torch.full_like(first, 7)
-    images = entry.image(dims)
+    images = entry.images(dims)
     with torch.no_grad():
         network(images)  # some networks set an attribute or clamp a weight of their own when they first run
     before = state(network)
