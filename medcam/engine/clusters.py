@@ -12,14 +12,16 @@ from torch.nn import functional as F
 from medcam.engine.baselines import baseline
 from medcam.engine.explainer import Explainer
 from medcam.engine.grouping import elbow, group_means, kmeans
-from medcam.engine.masks import BASELINES, blank_score, scores_through, softmax_of, varies, weighted_sum
-from medcam.engine.options import at_least, one_of
+from medcam.engine.masks import blank_score, scores_through, softmax_of, varies, weighted_sum
+from medcam.engine.options import at_least, baseline_kind, one_of
 from medcam.engine.study import Study
 
 _FEWEST = 3
 
 
-def cluster_cam(*, groups: int | None = None, merge: str = "weighted", baseline: str = "zero") -> Explainer:
+def cluster_cam(
+    *, groups: int | None = None, merge: str = "weighted", baseline: str | float | int = "zero"
+) -> Explainer:
     """Subtract the least telling group of channels from the most telling one; no gradient is used.
 
     Channels are grouped by k-means on their maps. Each group's mean map, brought to the input's size and scaled to 0…1, masks the input,
@@ -38,7 +40,7 @@ def cluster_cam(*, groups: int | None = None, merge: str = "weighted", baseline:
     merge
         'weighted': p base - (1 - p) scissors, p being the base's share in the softmax over the groups' scores. 'plain': base - scissors.
     baseline
-        What is put where a mask is 0: 'zero', 'min', 'mean' or 'blur'.
+        What is put where a mask is 0: 'zero', 'min', 'mean', 'blur' or a number.
 
     Raises
     ------
@@ -52,11 +54,11 @@ def cluster_cam(*, groups: int | None = None, merge: str = "weighted", baseline:
     if groups is not None:
         at_least("groups", groups, 2)
     one_of("merge", merge, ("weighted", "plain"))
-    one_of("baseline", baseline, BASELINES)
-    return Explainer(lambda study: _cluster_cam(study, groups, merge, baseline), needs=frozenset({"activation"}))
+    kind = baseline_kind(baseline)
+    return Explainer(lambda study: _cluster_cam(study, groups, merge, kind), needs=frozenset({"activation"}))
 
 
-def _cluster_cam(study: Study, groups: int | None, merge: str, kind: str) -> Float[Tensor, "b *t"]:
+def _cluster_cam(study: Study, groups: int | None, merge: str, kind: str | float) -> Float[Tensor, "b *t"]:
     maps = study.activation
     labels, count = grouped(maps.flatten(2), groups, study.generator())
     means = group_means(labels, maps, count)
@@ -72,7 +74,7 @@ def _cluster_cam(study: Study, groups: int | None, merge: str, kind: str) -> Flo
     return weighted_sum(torch.where(usable, weights, 0).to(maps.dtype), means)
 
 
-def cosine_cam(*, groups: int | None = None, baseline: str = "blur") -> Explainer:
+def cosine_cam(*, groups: int | None = None, baseline: str | float | int = "blur") -> Explainer:
     """Weigh groups of channels of like direction by how much the input seen through them raises the score.
 
     There is no paper. The method comes from github.com/tetutaro/class_activation_mapping; this is its last variant (30 May 2023). Each
@@ -90,7 +92,8 @@ def cosine_cam(*, groups: int | None = None, baseline: str = "blur") -> Explaine
     groups
         How many; by default the elbow of the k-means inertia between 3 and the square root of the number of channels, for each sample.
     baseline
-        What the mask hides the input with: 'blur' (the original), 'zero', 'min' or 'mean'.
+        What the mask hides the input with: 'blur' (the original, though of 51 pixels; here a tenth of each side), 'zero', 'min', 'mean' or
+        a number.
 
     Raises
     ------
@@ -99,12 +102,12 @@ def cosine_cam(*, groups: int | None = None, baseline: str = "blur") -> Explaine
     """
     if groups is not None:
         at_least("groups", groups, 2)
-    one_of("baseline", baseline, BASELINES)
+    kind = baseline_kind(baseline)
     # In front of a normalisation gradient times activation cancels as the gradient does, so the same doubt holds.
-    return Explainer(lambda study: _cosine_cam(study, groups, baseline), pooled=True)
+    return Explainer(lambda study: _cosine_cam(study, groups, kind), pooled=True)
 
 
-def _cosine_cam(study: Study, groups: int | None, kind: str) -> Float[Tensor, "b *t"]:
+def _cosine_cam(study: Study, groups: int | None, kind: str | float) -> Float[Tensor, "b *t"]:
     axes = tuple(range(2, study.activation.ndim))
     maps = (study.gradient * study.activation).mean(axes, keepdim=True) * study.activation
     labels, count = grouped(F.normalize(maps.flatten(2), dim=2), groups, study.generator())

@@ -15,17 +15,16 @@ from torch import Tensor
 from medcam.engine.baselines import baseline
 from medcam.engine.explainer import Explainer
 from medcam.engine.grouping import kmeans, members
-from medcam.engine.options import at_least, between, one_of
+from medcam.engine.options import at_least, baseline_kind, between, one_of
 from medcam.engine.study import Study
 
-BASELINES = ("zero", "min", "mean", "blur")
 # A map whose values differ by less than this share of their size is constant up to rounding: it has no place to show.
 _CONSTANT = 1e-6
 # One channel with more than this share of all weights is said to stand alone.
 _ALONE = 0.99
 
 
-def score_cam(*, normalise: str = "softmax", baseline: str = "zero", top: int | None = None) -> Explainer:
+def score_cam(*, normalise: str = "softmax", baseline: str | float | int = "zero", top: int | None = None) -> Explainer:
     """Weigh each channel by the score of the input seen through it.
 
     Channel A, brought to the input's size and scaled to 0…1, is the mask M; its score is that of `x M + baseline (1 - M)`. A constant
@@ -41,7 +40,7 @@ def score_cam(*, normalise: str = "softmax", baseline: str = "zero", top: int | 
         'softmax' over the channels of the increase over the baseline's score (the paper); P forwards for P channels. 'difference': that
         increase itself, signed; P + 1 forwards. 'authors': the masked score itself (their code); P forwards.
     baseline
-        What is put where the mask is 0: 'zero' (the paper), 'min', 'mean' or 'blur'. In CT and MR, zero may be tissue.
+        What is put where the mask is 0: 'zero' (the paper), 'min', 'mean', 'blur' or a number. In CT and MR, zero may be tissue.
     top
         Use only the channels that vary most over the layer's cells (standard deviation), each sample its own. Not in the paper.
 
@@ -55,13 +54,13 @@ def score_cam(*, normalise: str = "softmax", baseline: str = "zero", top: int | 
     Wang et al., Score-CAM, CVPR Workshops 2020 (arXiv 1910.01279), definitions 1 to 3; authors' code: github.com/haofanwang/Score-CAM.
     """
     one_of("normalise", normalise, ("softmax", "difference", "authors"))
-    one_of("baseline", baseline, BASELINES)
+    kind = baseline_kind(baseline)
     if top is not None:
         at_least("top", top)
-    return Explainer(lambda study: _score_cam(study, normalise, baseline, top), needs=frozenset({"activation"}))
+    return Explainer(lambda study: _score_cam(study, normalise, kind, top), needs=frozenset({"activation"}))
 
 
-def _score_cam(study: Study, normalise: str, kind: str, top: int | None) -> Float[Tensor, "b *t"]:
+def _score_cam(study: Study, normalise: str, kind: str | float, top: int | None) -> Float[Tensor, "b *t"]:
     maps = study.activation
     usable = varies(maps)
     spread = torch.where(usable, maps.flatten(2).std(2, correction=0), -1)
@@ -100,7 +99,7 @@ def group_cam(
     by: str = "order",
     denoise: float | int | None = 70,
     weighted: str = "initial",
-    baseline: str = "blur",
+    baseline: str | float | int = "blur",
 ) -> Explainer:
     """Weigh groups of channels by the score of the input seen through each group's map.
 
@@ -120,7 +119,8 @@ def group_cam(
     weighted
         What is summed: 'initial', the initial maps (the paper's abstract), or 'scaled', the masks (the authors' code).
     baseline
-        What the mask hides the input with: 'blur' (the paper), 'zero', 'min' or 'mean'. The blur counts voxels, not millimetres.
+        What the mask hides the input with: 'blur' (the paper; here a tenth of each side wide, the authors' takes 51 pixels), 'zero', 'min',
+        'mean' or a number.
 
     Raises
     ------
@@ -135,14 +135,14 @@ def group_cam(
     at_least("groups", groups)
     one_of("by", by, ("order", "kmeans"))
     one_of("weighted", weighted, ("initial", "scaled"))
-    one_of("baseline", baseline, BASELINES)
+    kind = baseline_kind(baseline)
     if denoise is not None:
         between("denoise", denoise, 0, 100)
-    return Explainer(lambda study: _group_cam(study, groups, by, denoise, weighted, baseline), pooled=True)
+    return Explainer(lambda study: _group_cam(study, groups, by, denoise, weighted, kind), pooled=True)
 
 
 def _group_cam(
-    study: Study, groups: int, by: str, denoise: float | int | None, weighted: str, kind: str
+    study: Study, groups: int, by: str, denoise: float | int | None, weighted: str, kind: str | float
 ) -> Float[Tensor, "b *t"]:
     slope = study.gradient.flatten(2).mean(2)
     maps = study.activation.flatten(2)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from medcam.engine.baselines import BASELINES
 from medcam.errors import UsageError
 
 
@@ -18,6 +19,22 @@ def at_least(option: str, value: object, least: int = 1) -> None:
     """Raise a UsageError unless the value is a whole number of at least `least`."""
     if not isinstance(value, int) or isinstance(value, bool) or value < least:
         raise UsageError(f"{option} is a whole number of at least {least}, not {value!r}")
+
+
+def baseline_kind(value: object) -> str | float:
+    """Return what `baseline` takes: a name or a number.
+
+    Raises
+    ------
+    UsageError
+        If the value is neither.
+    """
+    if isinstance(value, str) and value in BASELINES:
+        return value
+    if isinstance(value, (int, float)) and not isinstance(value, bool):
+        return float(value)
+    names = ", ".join(f"'{name}'" for name in BASELINES)
+    raise UsageError(f"baseline is one of {names}, or a number, not {value!r}")
 
 
 def between(option: str, value: object, low: float | int, high: float | int) -> None:

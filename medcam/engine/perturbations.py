@@ -14,8 +14,7 @@ from torch.nn import functional as F
 
 from medcam.engine.baselines import baseline
 from medcam.engine.explainer import Explainer
-from medcam.engine.masks import BASELINES
-from medcam.engine.options import at_least, between, one_of
+from medcam.engine.options import at_least, baseline_kind, between, one_of
 from medcam.engine.study import Cells, Study
 from medcam.errors import UsageError
 
@@ -23,7 +22,11 @@ PerAxis = int | Sequence[int] | None
 
 
 def occlusion(
-    *, window: PerAxis = None, stride: PerAxis = None, baseline: str = "mean", background: float | int | None = None
+    *,
+    window: PerAxis = None,
+    stride: PerAxis = None,
+    baseline: str | float | int = "mean",
+    background: float | int | None = None,
 ) -> Explainer:
     """Cover one window of the input after another; a window's value is the clean score less the covered one.
 
@@ -38,7 +41,7 @@ def occlusion(
     stride
         The step from window to window, likewise; by default half the window. Not larger than the window.
     baseline
-        What covers: 'mean' of each sample's channel (the paper's grey), 'zero', 'min' or 'blur'.
+        What covers: 'mean' of each sample's channel (the paper's grey), 'zero', 'min', 'blur' or a number.
     background
         A window in which no voxel of any channel exceeds this is not covered: its value is NaN, not looked at. Where that holds for all
         samples of the batch no forward is spent.
@@ -53,15 +56,17 @@ def occlusion(
     Zeiler and Fergus, Visualizing and Understanding Convolutional Networks, ECCV 2014, section 4.2, where the
     covered score itself is shown.
     """
-    one_of("baseline", baseline, BASELINES)
+    kind = baseline_kind(baseline)
     for option, given in (("window", window), ("stride", stride)):
         for n in given if isinstance(given, Sequence) else (given,):
             if n is not None:
                 at_least(option, n)
-    return Explainer(lambda study: _occlusion(study, window, stride, baseline, background), needs=frozenset())
+    return Explainer(lambda study: _occlusion(study, window, stride, kind, background), needs=frozenset())
 
 
-def _occlusion(study: Study, window: PerAxis, stride: PerAxis, kind: str, background: float | int | None) -> Cells:
+def _occlusion(
+    study: Study, window: PerAxis, stride: PerAxis, kind: str | float, background: float | int | None
+) -> Cells:
     inputs = study.inputs
     windows = windows_of(tuple(inputs.shape[2:]), window, stride)
     places = list(product(*(range(n) for n in windows.counts)))
@@ -171,7 +176,7 @@ def rise(
     cells: int | Sequence[int] = 7,
     probability: float | int = 0.5,
     estimator: str = "paper",
-    baseline: str = "zero",
+    baseline: str | float | int = "zero",
 ) -> Explainer:
     """Hide the input behind random soft masks; a voxel's value is the mean score of the masks that show it.
 
@@ -191,7 +196,7 @@ def rise(
         everywhere, more where showing raises it: its zero means nothing, and a score that is negative throughout gives a negative map.
         'centred': the same with the mean score subtracted first, so positive speaks for the target. It varies less, above all for logits.
     baseline
-        What a mask hides the input with: 'zero' (the paper), 'min', 'mean' or 'blur'. In CT and MR, zero may be tissue.
+        What a mask hides the input with: 'zero' (the paper), 'min', 'mean', 'blur' or a number. In CT and MR, zero may be tissue.
 
     Raises
     ------
@@ -209,12 +214,12 @@ def rise(
         at_least("cells", n)
     between("probability", probability, 0, 1)
     one_of("estimator", estimator, ("paper", "centred"))
-    one_of("baseline", baseline, BASELINES)
-    return Explainer(lambda study: _rise(study, masks, cells, probability, estimator, baseline), needs=frozenset())
+    kind = baseline_kind(baseline)
+    return Explainer(lambda study: _rise(study, masks, cells, probability, estimator, kind), needs=frozenset())
 
 
 def _rise(
-    study: Study, masks: int, cells: int | Sequence[int], probability: float | int, estimator: str, kind: str
+    study: Study, masks: int, cells: int | Sequence[int], probability: float | int, estimator: str, kind: str | float
 ) -> Cells:
     inputs = study.inputs
     shape = tuple(inputs.shape[2:])
