@@ -38,22 +38,21 @@ def classifier(dims: int) -> tuple[nn.Module, Tensor]:
 
 
 @DIMS
-@pytest.mark.parametrize(
-    ("window", "stride", "kind"), [(4, 3, "mean"), (None, None, -1), ([3, 5, 2], [2, 5, 1], "min")]
-)
+@pytest.mark.parametrize(("window", "stride", "kind"), [(4, 3, "mean"), (4, None, -1), ([3, 5, 2], [2, 5, 1], "min")])
 def test_occlusion_is_the_clean_score_less_the_covered_one(
     dims: int, window: object, stride: object, kind: str | int
 ) -> None:
     network, x = classifier(dims)
     sides, steps = [n[:dims] if isinstance(n, list) else n for n in (window, stride)]
-    found = occlusion(window=sides, stride=steps, baseline=kind).explain(study_of(network, x, CLASSES, "block"))
+    found = occlusion(window=sides, stride=steps, baseline=kind).explain(
+        study_of(network, x, CLASSES, "block", copies=100)
+    )
     blanks = baseline(x, kind if isinstance(kind, str) else float(kind)).numpy()
-    # By default an eighth of 11, 14 and 9 voxels, rounded, and half of that, at least one.
-    side = [1, 2, 1][:dims] if sides is None else [sides] * dims if isinstance(sides, int) else sides
-    step = [1, 1, 1][:dims] if steps is None else [steps] * dims if isinstance(steps, int) else steps
+    side = [sides] * dims if isinstance(sides, int) else sides
+    step = [2] * dims if steps is None else [steps] * dims if isinstance(steps, int) else steps
     assert found.stride == tuple(step)
     for place in np.ndindex(*found.values.shape[1:]):
-        if sum(place) % 5 and any(place):  # not all of them, to be quick
+        if sum(place) % 3:  # not all of them, to be quick
             continue
         centre = [o + s * c for o, s, c in zip(found.offset, found.stride, place, strict=True)]
         near = [abs(np.arange(n) - m) <= (w - 1) / 2 for n, m, w in zip(x.shape[2:], centre, side, strict=True)]
@@ -67,7 +66,7 @@ def test_occlusion_is_the_clean_score_less_the_covered_one(
 def test_occlusion_of_a_linear_score_is_the_windows_share_of_it(dims: int) -> None:
     x = image(dims).double()
     network = Linear(x)
-    found = occlusion(window=3, stride=2, baseline="mean").explain(study_of(network, x, CLASSES, "layer"))
+    found = occlusion(window=3, stride=2, baseline="mean").explain(study_of(network, x, CLASSES, "layer", copies=9))
     parts = network.weight[CLASSES] * (x - x.mean(tuple(range(2, x.ndim)), keepdim=True))
     windows = windows_of(tuple(x.shape[2:]), 3, 2)
     for place in np.ndindex(*windows.counts):
@@ -89,11 +88,16 @@ def hot(dims: int, voxel: tuple[int, ...]) -> tuple[nn.Module, Tensor]:
 def test_occlusion_finds_the_one_voxel_that_decides(dims: int) -> None:
     voxel = (7, 3, 5)[:dims]
     network, x = hot(dims, voxel)
-    found = occlusion(window=3, stride=1, baseline="zero").explain(study_of(network, x, CLASSES, "layer"))
+    found = occlusion(window=3, stride=1, baseline="zero").explain(study_of(network, x, CLASSES, "layer", copies=90))
     for place in np.ndindex(*found.values.shape[1:]):
         near = all(abs(c + o - v) <= 1 for c, o, v in zip(place, found.offset, voxel, strict=True))
         expected = 2 * x[(slice(None), 0, *voxel)] if near else torch.zeros(3, dtype=torch.float64)
         torch.testing.assert_close(found.values[(slice(None), *place)], expected)
+
+
+def test_a_window_is_an_eighth_of_each_side_by_default_and_its_stride_half_a_window() -> None:
+    windows = windows_of((64, 47, 5), None, None)
+    assert (windows.sides, windows.steps, windows.counts) == ((8, 6, 1), (4, 3, 1), (15, 15, 5))
 
 
 @pytest.mark.parametrize("shape", [(1, 2), (11, 14, 9), (16, 5), (512, 512, 300)])
