@@ -156,14 +156,13 @@ def _inspect_model(options: Namespace, say: Say) -> Result:
     values["layers"] = []
     for layer in layers:
         place = layer.footprint
-        stride = place.stride if place else tuple(n / c for n, c in zip(shape[1:], layer.shape, strict=True))
         values["layers"].append(
             {"name": layer.name, "kind": layer.kind, "channels": layer.channels, "cells": list(layer.shape),
-             "cell_size_voxels": list(stride), "first_cell_at": list(place.offset) if place else None,
-             "measured": bool(place and place.measured), "before_head": layer.before_head, "default": layer.default}
+             "cell_size_voxels": list(place.stride), "first_cell_at": list(place.offset), "measured": place.measured,
+             "before_head": layer.before_head, "default": layer.default}
         )  # fmt: skip
         mark = "*" if layer.default else " " if layer.before_head else "h"
-        cells, size = "x".join(map(str, layer.shape)), "x".join(f"{s:g}" for s in stride)
+        cells, size = "x".join(map(str, layer.shape)), "x".join(f"{s:g}" for s in place.stride)
         rows.append((mark, layer.name, layer.kind, str(layer.channels), cells, size))
     heads = ("", "layer", "kind", "channels", "cells", "cell size in voxels of the input")
     widths = [max(len(row[n]) for row in [heads, *rows]) for n in range(len(heads))]

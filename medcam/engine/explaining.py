@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from medcam.engine.answer import Relevance
 from medcam.engine.explainer import Explainer
-from medcam.engine.layers import Layer, default_layer, feature_layers, named_layers
+from medcam.engine.layers import Layer, candidates, feature_layers, layer_named
 from medcam.engine.methods import method_named
 from medcam.engine.settled import Settled, Target, Unsettled
 from medcam.engine.skeleton import skeleton
@@ -112,18 +112,27 @@ def relevances(
         notes.append(
             "The network is in training mode, so dropout and batch statistics act; model.eval() turns them off."
         )
-    known: list[Layer] = []
+    known: tuple[Layer, ...] = ()
     if any(wish.explainer.looks_at_layer for wish in wishes):
-        for layer in layers:
-            if isinstance(layer, Layer):
-                known.append(layer)
-            elif layer is None:
-                known.append(default_layer(feature_layers(model, inputs)))
-            else:
-                known += named_layers(model, inputs, [layer])
+        known = _resolved(model, inputs, layers, output)
     with skeleton(model) as copied, torch.inference_mode(False):
-        setting = Setting(copied, inputs, tuple(known), 4, seed, tuple(notes), tuple(class_names))
+        setting = Setting(copied, inputs, known, 4, seed, tuple(notes), tuple(class_names))
         return sweep(setting, asked, wishes)
+
+
+def _resolved(
+    model: nn.Module, inputs: Tensor, layers: Sequence[str | Layer | None], output: str | int | None
+) -> tuple[Layer, ...]:
+    """Return the layers that were named, the default for None."""
+    if all(isinstance(layer, Layer) for layer in layers):
+        return tuple(layer for layer in layers if isinstance(layer, Layer))
+    listed = feature_layers(model, inputs, output=output)
+    return tuple(
+        layer if isinstance(layer, Layer)
+        else candidates(listed)[0] if layer is None
+        else layer_named(model, inputs, listed, layer)
+        for layer in layers
+    )  # fmt: skip
 
 
 def _method(method: str | Explainer) -> tuple[str, Explainer]:

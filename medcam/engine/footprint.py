@@ -196,9 +196,7 @@ class _Witness:
             return
 
 
-def _described(
-    place: Place | None, shape: tuple[int, ...], inputs: tuple[int, ...]
-) -> tuple[Layout, Footprint] | None:
+def _described(place: Place | None, shape: tuple[int, ...], inputs: tuple[int, ...]) -> tuple[Layout, Footprint] | None:
     """Return the layout and the footprint of a tensor with that place, or None if it is no feature map."""
     size = inputs[2:]
     if not shape or shape[0] != inputs[0] or len(shape) not in (3, len(inputs)):
@@ -226,7 +224,11 @@ def _as(kind: Any, place: Place, shape: tuple[int, ...], size: tuple[int, ...]) 
         dim = place.dims[1]
         extra = dim.lead
         lines = [(run, 0.0) for run in dim.runs if run.axis != NOWHERE and not run.roll]
-        if not lines or len(lines) < len(dim.runs) or [run.axis for run, _ in lines] != sorted({run.axis for run, _ in lines}):
+        if (
+            not lines
+            or len(lines) < len(dim.runs)
+            or [run.axis for run, _ in lines] != sorted({run.axis for run, _ in lines})
+        ):
             return None
     else:
         lines = []

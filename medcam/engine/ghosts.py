@@ -17,6 +17,7 @@ from torch.utils._pytree import tree_map_only
 
 from medcam.engine.places import Place
 
+
 class At(NamedTuple):
     """What a ghost carries.
 

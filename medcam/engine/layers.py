@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import weakref
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -11,19 +10,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from medcam.engine.footprint import Footprint, even_spread, footprints
+from medcam.engine.capture import capture, feature_map
+from medcam.engine.footprint import Footprint, Probe, Reach, Seen, even_spread, walk
 from medcam.engine.layout import Layout
-from medcam.engine.skeleton import run, skeleton
-from medcam.engine.targets import output_tensor
+from medcam.engine.outputs import Reading, find_place
+from medcam.engine.skeleton import find_layer, run, skeleton
 from medcam.errors import UsageError
-
-
-def spatial_tensor(output: Any, batch: int, ndim: int) -> Tensor | None:
-    """Return the first floating tensor in a layer's output that has `ndim` axes, the first of `batch` samples, or None."""
-    for item in output if isinstance(output, (tuple, list)) else (output,):
-        if isinstance(item, Tensor) and item.ndim == ndim and item.shape[0] == batch and item.is_floating_point():
-            return item
-    return None
 
 
 @dataclass(frozen=True)
@@ -36,20 +28,24 @@ class Layer:
         As in `named_modules`, and the class of the module.
     channels, shape
         Of the feature map: its channels and its cells along each axis.
+    layout, footprint
+        How the layer's tensor holds its cells, and where they lie in the input.
     before_head
-        Whether it holds features: it comes before the last layer with weights, and is not yet a map of class scores, as the output
-        convolution of a segmentation network is.
+        Whether it holds features that the score is made of: it comes before the last layer with weights, and is not yet a map of class
+        scores, as the output convolution of a segmentation network is.
+    behind
+        The nearest normalisation behind it, where there is one: what to look at if its gradients cancel.
     default
-        Whether medcam explains this one unless told otherwise.
+        Whether medcam explains this one unless told otherwise, or the score's gradient there says nothing.
     """
 
     name: str
     kind: str
     channels: int
     shape: tuple[int, ...]
+    layout: Layout
+    footprint: Footprint
     before_head: bool
-    footprint: Footprint | None
-    layout: Layout | None
     behind: str | None = None
     default: bool = False
 
@@ -57,38 +53,52 @@ class Layer:
 WHY_DEFAULT = "the last feature map with spatial extent before the head"
 
 
-def feature_layers(network: nn.Module, inputs: Float[Tensor, "b c *s"]) -> tuple[Layer, ...]:
-    """Return the layers of the network that give feature maps, in the order in which they end, by one forward pass without a graph.
+def feature_layers(
+    network: nn.Module, inputs: Float[Tensor, "b c *s"], *, output: str | int | None = None
+) -> tuple[Layer, ...]:
+    """Return the layers of the network that give feature maps, in the order in which they end.
 
-    Where several modules give one and the same tensor (a block and its last member) the outermost stands for all. The default is the last
-    one with spatial extent before the head: the deepest features that still have a place.
+    Where several modules give one and the same tensor (a block and its last member) the outermost stands for all; of one that runs several
+    times the last call counts. The default is the last one with spatial extent before the head: the deepest features that still have a
+    place. This costs no forward pass, unless the network holds an operation that positions cannot be followed through.
+
+    Parameters
+    ----------
+    inputs
+        Only their shape counts.
+    output
+        Which of several outputs is to be explained; see `medcam.relevance`.
 
     Raises
     ------
     ModelError
         If the network does not accept the input.
     """
-    trace = _Trace(inputs.shape[0], inputs.ndim, tuple(inputs.shape[2:]))
-    with skeleton(network) as copied, torch.inference_mode(False), torch.no_grad():
-        handles = [handle for name, module in copied.named_modules() for handle in trace.watch(name, module)]
-        try:
-            output = run(copied, inputs)
-        finally:
-            for handle in handles:
-                handle.remove()
-    logits, _ = output_tensor(output)
-    found = trace.layers(score_channels=logits.shape[1] if logits.ndim == inputs.ndim else None)
-    places = footprints(network, inputs[:1], [layer.name for layer in found])
-    return tuple(replace(layer, footprint=places.get(layer.name, layer.footprint)) for layer in found)
+    with skeleton(network) as copied:
+        found = walk(copied, inputs)
+        if found.output is None:
+            return _by_running(copied, inputs, found, output)
+    return _listed(found.seen, inputs, *_head(found, inputs, output))
 
 
-def named_layers(network: nn.Module, inputs: Float[Tensor, "b c *s"], names: Sequence[str]) -> tuple[Layer, ...]:
-    """Interim."""
-    places = footprints(network, inputs[:1], names)
-    return tuple(Layer(name, "", 0, (), True, places.get(name), None) for name in names)
+def candidates(layers: Sequence[Layer]) -> tuple[Layer, ...]:
+    """Return the layers that may be the default, the best first.
+
+    Raises
+    ------
+    UsageError
+        If no layer can be.
+    """
+    usable = [layer for layer in layers if layer.before_head and max(layer.shape) > 1]
+    if not usable:
+        raise UsageError(
+            "no layer of this network gives a feature map with spatial extent before its head, so there is no default; "
+            "name one with --layer (`medcam inspect` lists what there is)"
+        )
+    return tuple(reversed(usable))
 
 
-def default_layer(layers: tuple[Layer, ...]) -> Layer:
+def default_layer(layers: Sequence[Layer]) -> Layer:
     """Return the default of `feature_layers`.
 
     Raises
@@ -96,79 +106,109 @@ def default_layer(layers: tuple[Layer, ...]) -> Layer:
     UsageError
         If no layer can be the default.
     """
-    for layer in layers:
-        if layer.default:
-            return layer
-    raise UsageError(
-        "no layer of this network gives a feature map with spatial extent before its head, so there is no default; "
-        "name one with --layer (`medcam inspect` lists what there is)"
+    return candidates(layers)[0]
+
+
+def layer_named(network: nn.Module, inputs: Float[Tensor, "b c *s"], layers: Sequence[Layer], name: str) -> Layer:
+    """Return the layer of that name, also one that `feature_layers` does not list since another stands for it.
+
+    Raises
+    ------
+    UsageError
+        If the network has no such layer, it does not run, or it gives no feature map.
+    """
+    listed = {layer.name: layer for layer in layers}
+    if name in listed:
+        return listed[name]
+    with skeleton(network) as copied:
+        module = find_layer(copied, name)
+        # A module may stand in several places, under one name in the listing.
+        names = {own for own, each in copied.named_modules() if each is module}
+        seen = [each for each in walk(copied, inputs).seen if each.name in names]
+        if seen:
+            return replace(_layer(seen[-1], before_head=True), name=name)
+        kept = capture(copied, inputs, [name], graph=False).layers[name]
+    spread = even_spread(tuple(inputs.shape[2:]), kept.cells)
+    return Layer(name, type(module).__name__, kept.features.shape[1], kept.cells, kept.layout, spread, before_head=True)
+
+
+def _layer(seen: Seen, *, before_head: bool, behind: str | None = None) -> Layer:
+    return Layer(
+        seen.name, seen.kind, _channels(seen), seen.layout.grid, seen.layout, seen.footprint, before_head, behind
     )
 
 
-@dataclass(frozen=True)
-class _Map:
-    name: str
-    kind: str
-    shape: tuple[int, ...]
-    ended: int
-    # By tensor and version: an in-place ReLU returns the same tensor with new values, which is another feature map.
-    tensor: weakref.ref[Tensor]
-    version: int
+def _channels(seen: Seen) -> int:
+    return seen.shape[1] if seen.layout.kind == "channels first" else seen.shape[-1]
 
 
-class _Trace:
-    """Which module gave which feature map, in order."""
+def _head(found: Probe, inputs: Tensor, output: str | int | None) -> tuple[Reach, int | None]:
+    """Return what the scores depend on, and their number of classes if they have spatial axes."""
+    try:
+        place, _ = find_place(found.output, Reading(output=output, input_shape=tuple(inputs.shape)))
+        scores = place.of(found.output)
+    except UsageError:  # boxes, or an output that only a target of the user's own understands
+        return found.reach(found.output), None
+    return found.reach(scores), scores.shape[1] if scores.ndim == inputs.ndim else None
 
-    def __init__(self, batch: int, ndim: int, size: tuple[int, ...]) -> None:
-        self._size = size
-        self._batch = batch
-        self._ndim = ndim
-        self._clock = 0
-        self._head_starts = 0
-        self._maps: list[_Map] = []
 
-    def watch(self, name: str, module: nn.Module) -> list[Any]:
-        handles = []
-        if next(module.children(), None) is None and next(module.parameters(recurse=False), None) is not None:
-            handles.append(module.register_forward_pre_hook(self._started))
-        if name:
-            handles.append(module.register_forward_hook(lambda m, _args, output: self._ended(name, m, output)))
-        return handles
+def _listed(seen: Sequence[Seen], inputs: Tensor, reach: Reach, classes: int | None) -> tuple[Layer, ...]:
+    """Return the layers among the calls that gave feature maps."""
+    of_tensor = {call.tensor: n for n, call in enumerate(seen)}  # the outermost ends last
+    last_call = {call.name: n for n, call in enumerate(seen)}
+    began = {call.tensor: call.ended for call in reversed(seen)}
+    kept = [c for n, c in enumerate(seen) if of_tensor[c.tensor] == n and last_call[c.name] == n]
+    scores = len(kept)
+    while scores and classes is not None and _channels(kept[scores - 1]) == classes:
+        scores -= 1
+    layers = []
+    for n, call in enumerate(kept):
+        ended = began[call.tensor]
+        features = n < scores and ended < reach.head and ended <= reach.cells
+        behind = next((c.name for c in kept[n + 1 :] if "Norm" in c.kind), None)
+        layers.append(_layer(call, before_head=features, behind=behind))
+    usable = [layer for layer in layers if layer.before_head and max(layer.shape) > 1]
+    return tuple(replace(layer, default=layer is usable[-1]) if usable else layer for layer in layers)
 
-    def _started(self, _module: nn.Module, _args: Any) -> None:
-        self._clock += 1
-        self._head_starts = self._clock
 
-    def _ended(self, name: str, module: nn.Module, output: Any) -> None:
-        features = spatial_tensor(output, self._batch, self._ndim)
-        if features is None:
+def _by_running(copied: nn.Module, inputs: Tensor, found: Probe, output: str | int | None) -> tuple[Layer, ...]:
+    """Return the layers of a network that the probe could not follow to its end, by one forward pass without a graph.
+
+    Layers that the probe has reached are where it found them; of others the cells are assumed to be spread evenly.
+    """
+    known = {call.name: call for call in found.seen}
+    seen: list[Seen] = []
+    tensors: list[tuple[Tensor, int]] = []
+    clock = [0, 0]  # now, and when the last module with weights began
+
+    def end(name: str, module: nn.Module, result: Any) -> None:
+        clock[0] += 1
+        try:
+            features, layout = feature_map(name, result, inputs, None)
+        except UsageError:
             return
-        self._clock += 1
-        ended = self._clock
-        if self._maps and self._maps[-1].tensor() is features and self._maps[-1].version == features._version:
-            ended = self._maps.pop().ended
-        kind = type(module).__name__
-        self._maps.append(_Map(name, kind, tuple(features.shape[1:]), ended, weakref.ref(features), features._version))
+        at = next((n for n, (t, v) in enumerate(tensors) if t is features and v == features._version), len(tensors))
+        tensors.append((features, features._version))
+        spread = even_spread(tuple(inputs.shape[2:]), layout.grid)
+        if name in known and known[name].shape == tuple(features.shape):
+            layout, spread = known[name].layout, known[name].footprint
+        seen.append(Seen(name, type(module).__name__, tuple(features.shape), layout, spread, clock[0], at))
 
-    def layers(self, score_channels: int | None) -> tuple[Layer, ...]:
-        """Return what was seen. `score_channels` is the number of classes of an output that has spatial axes, else None."""
-        features = len(self._maps)
-        while features and self._maps[features - 1].shape[0] == score_channels:
-            features -= 1
-        last_call = {seen.name: n for n, seen in enumerate(self._maps)}
-        kept = [(n, seen) for n, seen in enumerate(self._maps) if last_call[seen.name] == n]
-        before_head = [n < features and seen.ended < self._head_starts for n, seen in kept]
-        usable = [n for n, (_, seen) in enumerate(kept) if before_head[n] and max(seen.shape[1:]) > 1]
-        return tuple(
-            Layer(
-                seen.name,
-                seen.kind,
-                seen.shape[0],
-                seen.shape[1:],
-                before_head[n],
-                even_spread(self._size, seen.shape[1:]),
-                Layout("channels first", seen.shape[1:]),
-                default=n in usable[-1:],
-            )
-            for n, (_, seen) in enumerate(kept)
-        )
+    def begin(_module: nn.Module, _args: Any) -> None:
+        clock[0] += 1
+        clock[1] = clock[0]
+
+    handles = []
+    for name, module in copied.named_modules():
+        if next(module.children(), None) is None and next(module.parameters(recurse=False), None) is not None:
+            handles.append(module.register_forward_pre_hook(begin))
+        if name:
+            handles.append(module.register_forward_hook(lambda m, _a, result, name=name: end(name, m, result)))
+    try:
+        with torch.inference_mode(False), torch.no_grad():
+            result = run(copied, inputs)
+    finally:
+        for handle in handles:
+            handle.remove()
+    _, classes = _head(Probe((), result), inputs, output)
+    return _listed(seen, inputs, Reach(clock[1], clock[0]), classes)

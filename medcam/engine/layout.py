@@ -40,7 +40,9 @@ class Layout:
         shape = tuple(features.shape)
         if self.kind == "tokens":
             return len(shape) == 3 and shape[1] >= self.extra + prod(self.grid)
-        return len(shape) == len(self.grid) + 2 and self.grid == (shape[2:] if self.kind == "channels first" else shape[1:-1])
+        return len(shape) == len(self.grid) + 2 and self.grid == (
+            shape[2:] if self.kind == "channels first" else shape[1:-1]
+        )
 
 
 def to_channels_first(features: Tensor, layout: Layout) -> Float[Tensor, "b c *t"]:

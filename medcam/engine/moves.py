@@ -108,7 +108,9 @@ def _along(value: Any, axis: int) -> int:
 def _convolution(call: Call) -> Any:
     name = call.name
     source, weight = call.args[:2]
-    options = dict(zip(_CONVOLUTIONS[name.startswith("conv_transpose"), name == "convolution"], call.args[2:], strict=False))
+    options = dict(
+        zip(_CONVOLUTIONS[name.startswith("conv_transpose"), name == "convolution"], call.args[2:], strict=False)
+    )
     options.update(call.kwargs)
     if not hasattr(source, "_medcam_at") or isinstance(options.get("padding"), str):
         return NotImplemented
@@ -120,7 +122,9 @@ def _convolution(call: Call) -> Any:
     shape, coarser = list(source.shape), 1.0
     for axis in range(spatial):
         k, n, at = weight.shape[axis + 2], source.shape[channel + 1 + axis], channel + 1 + axis
-        s, p, d = (_along(options.get(word, other), axis) for word, other in (("stride", 1), ("padding", 0), ("dilation", 1)))
+        s, p, d = (
+            _along(options.get(word, other), axis) for word, other in (("stride", 1), ("padding", 0), ("dilation", 1))
+        )
         middle = (k - 1) * d / 2
         if transposed:
             shape[at] = (n - 1) * s - 2 * p + d * (k - 1) + _along(options.get("output_padding", 0), axis) + 1
@@ -167,7 +171,13 @@ def _adaptive(call: Call) -> Any:
         step = n / shape[at]
         if place is not None:
             line = shape[at] == 1 or line_of(place.dims[at]) is not None
-            place = averaged(place, at) if shape[at] == 1 else _window(place, at, shape[at], step, (step - 1) / 2) if line else None
+            place = (
+                averaged(place, at)
+                if shape[at] == 1
+                else _window(place, at, shape[at], step, (step - 1) / 2)
+                if line
+                else None
+            )
         coarser *= step
     return call.with_others(call.give(shape, _coarser(place, coarser)), torch.int64)
 
@@ -229,7 +239,20 @@ _CONVOLUTIONS = {
     (True, False): ("bias", "stride", "padding", "output_padding", "groups", "dilation"),
     (False, True): ("bias", "stride", "padding", "dilation", "transposed", "output_padding", "groups"),
 }
-_COMPARISONS = {"eq", "ne", "lt", "le", "gt", "ge", "isnan", "isinf", "isfinite", "logical_not", "logical_and", "logical_or"}
+_COMPARISONS = {
+    "eq",
+    "ne",
+    "lt",
+    "le",
+    "gt",
+    "ge",
+    "isnan",
+    "isinf",
+    "isfinite",
+    "logical_not",
+    "logical_and",
+    "logical_or",
+}
 
 _SAME = (
     "batch_norm", "native_batch_norm", "cudnn_batch_norm", "miopen_batch_norm", "_native_batch_norm_legit",

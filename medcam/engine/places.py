@@ -302,7 +302,9 @@ def appended(one: Place, two: Place, at: int, counts: tuple[int, int]) -> Place 
     if a is None or b is None or a[0].axis != b[0].axis or not _same(a[0].step, b[0].step):
         return None
     run, shift = a
-    goes_on = one._replace(start=_moved(one.start, run.axis, shift + run.step * counts[0]), dims=_with(one.dims, at, STILL))
+    goes_on = one._replace(
+        start=_moved(one.start, run.axis, shift + run.step * counts[0]), dims=_with(one.dims, at, STILL)
+    )
     follows = two._replace(start=_moved(two.start, run.axis, b[1]), dims=_with(two.dims, at, STILL))
     if goes_on.dims != follows.dims or not all(map(_same, goes_on.start, follows.start)):
         return None

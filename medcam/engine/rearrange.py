@@ -254,9 +254,13 @@ def _join(call: Call) -> Any:
     place = place_of(made)
     if place is not None and place.dims[at].lead:
         # What the class token knows it brought along; the others' cells are not its own.
-        own = [hasattr(part, "_medcam_at") and bool(p and p.dims[at].runs) for part, p in zip(parts, places, strict=True)]
+        own = [
+            hasattr(part, "_medcam_at") and bool(p and p.dims[at].runs) for part, p in zip(parts, places, strict=True)
+        ]
         ats = [at_of(part) for part, has in zip(parts, own, strict=True) if has]
-        rest = [at_of(part).mark for part, has in zip(parts, own, strict=True) if not has and hasattr(part, "_medcam_at")]
+        rest = [
+            at_of(part).mark for part, has in zip(parts, own, strict=True) if not has and hasattr(part, "_medcam_at")
+        ]
         lead = max([*rest, *(item.lead for item in ats)])
         made._medcam_at = at_of(made)._replace(mark=max(item.mark for item in ats), lead=lead)  # type: ignore[attr-defined]
     return made
@@ -314,7 +318,9 @@ def _reduce(call: Call) -> Any:
         shape = [n for at, n in enumerate(shape) if at not in gone]
     name = call.name
     dtype = torch.int64 if name in ("argmax", "argmin") else None
-    return call.with_others(call.give(shape, place, dtype=dtype), torch.int64 if name in ("max", "min", "median") else source.dtype)
+    return call.with_others(
+        call.give(shape, place, dtype=dtype), torch.int64 if name in ("max", "min", "median") else source.dtype
+    )
 
 
 def _embedding(call: Call) -> Any:

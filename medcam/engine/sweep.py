@@ -133,7 +133,7 @@ def clean_pass(setting: Setting, needs: frozenset[str]) -> tuple[Captured, dict[
     """
     names = [layer.name for layer in setting.layers] if needs & {"activation", "gradient", "tail"} else []
     roots = [INPUT, *names] if "input gradient" in needs else names
-    layouts = {layer.name: layer.layout for layer in setting.layers if layer.layout is not None}
+    layouts = {layer.name: layer.layout for layer in setting.layers}
     recorders = {name: Recorder(setting.network, name) for name in names} if "tail" in needs else {}
     graph = bool(needs & {"gradient", "input gradient"})
     while True:
@@ -156,7 +156,9 @@ def study_of(
     if layer is not None:
         name = layer.name
         cells = clean.captured.layers[name].cells
-        where = layer.footprint or even_spread(tuple(setting.inputs.shape[2:]), cells)
+        # A layer may have been found on an input of another size.
+        same = layer.footprint.measured or layer.shape == cells
+        where = layer.footprint if same else even_spread(tuple(setting.inputs.shape[2:]), cells)
     return Study(
         setting.network, setting.inputs, clean, name, where, tails.get(name or INPUT), setting.copies, setting.seed, remarks
     )  # fmt: skip
@@ -178,7 +180,8 @@ def draft_of(setting: Setting, clean: Clean, layer: Layer | None, wish: Wish, ta
     study = study_of(setting, clean, layer, tails, remarks)
     found = explainer.explain(study) if clean.mean is None else cams.combine(clean.mean.gradient, study.activation)
     cells = as_cells(found, study.footprint)
-    values, sizes = cells.values.detach(), (None, None)
+    values = cells.values.detach()
+    sizes: tuple[Tensor | None, Tensor | None] = (None, None)
     if "gradient" in explainer.needs:
         sizes = doubts.gradient_sizes(study.gradient) if clean.mean is None else clean.mean.sizes
     chance = None if target.chance is None else target.chance(clean.captured.output).detach()

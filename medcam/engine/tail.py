@@ -49,9 +49,9 @@ class Tail:
         """Return the network's output where the layer gives `activations`, `m*b c *t`: m copies of the whole batch, one after another."""
         batch = self.inputs.shape[0]
         copies = activations.shape[0] // batch
-        # A clone, since the network may go on in place from here.
-        native = from_channels_first(activations, self.clean.layout).to(self.clean.native.dtype, copy=True)
         old, _ = feature_map(self.layer, self.template, self.inputs, self.clean.layout)
+        # A clone, since the network may go on in place from here.
+        native = from_channels_first(activations, self.clean.layout, old).to(self.clean.native.dtype, copy=True)
         given = {module: list(outputs) for module, outputs in self.answers.items()}
         with _answering(given, find_layer(self.network, self.layer), with_tensor(self.template, old, native)) as again:
             return again(
@@ -133,7 +133,9 @@ def substituted(network: nn.Module, inputs: Tensor, layer: str, clean: Activatio
         if calls < clean.calls:
             return None
         old, _ = feature_map(layer, output, given, clean.layout)
-        return with_tensor(output, old, from_channels_first(activations, clean.layout).to(old.dtype, copy=True))
+        return with_tensor(
+            output, old, from_channels_first(activations, clean.layout, old[: inputs.shape[0]]).to(old.dtype, copy=True)
+        )
 
     given = _repeated(inputs, activations.shape[0] // inputs.shape[0], inputs.shape[0])
     handle = find_layer(network, layer).register_forward_hook(exchange)
