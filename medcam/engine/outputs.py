@@ -239,7 +239,8 @@ def _fits(item: Any, input_shape: tuple[int, ...] | None, head: int | None) -> b
     if not (isinstance(item, Tensor) and item.is_floating_point() and item.ndim >= 2):
         return False
     if head is not None:
-        return item.ndim >= 3 and head < item.shape[1]
+        stacked = item.ndim >= 3 if input_shape is None else item.ndim in (3, len(input_shape) + 1)
+        return stacked and head < item.shape[1]
     if input_shape is None:
         return True
     # Tokens, `b n c`, are no classes.
@@ -271,8 +272,8 @@ def _asked(output: Any, wanted: str | int) -> tuple[tuple[str | int, ...], int |
         counted = isinstance(output, (tuple, list)) and isinstance(step, int) and -len(output) <= step < len(output)
         if not (keyed or counted) or isinstance(step, slice):
             raise UsageError(f"there is no output '{wanted}'; this network gives {_listing(output, tuple(steps))}")
-        steps.append(step % len(output) if counted and isinstance(step, int) else step)
-        output = output[steps[-1]]
+        steps.append(step)
+        output = output[step]
     return tuple(steps), head
 
 

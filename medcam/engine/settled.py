@@ -30,7 +30,7 @@ class Settled:
     score
         What the scores are: 'logit', 'probability', or 'own' for a function of the user's.
     classes
-        The class that is explained for each sample, or None where no single class is.
+        The class that is explained for each sample, or None where no single class is; on the CPU if the user named it.
     facts
         Whole numbers that the words need, a row for each sample.
     told

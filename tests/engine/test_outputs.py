@@ -51,6 +51,14 @@ def test_of_several_outputs_one_is_chosen_and_said_or_named_by_the_user() -> Non
     assert as_target(1).settled([a]).notes[0] == ()  # nothing else could have been meant
 
 
+def test_of_several_voxel_maps_as_of_hovernet_the_first_is_explained_and_said() -> None:
+    maps = {name: segmentation(2) for name in ("nucleus_prediction", "horizontal_vertical", "type_prediction")}
+    settled = as_target(1, input_shape=(3, 3, 7, 9)).settled(maps)
+    assert settled.notes[0][0] == "The network has several outputs; the one explained is output['nucleus_prediction']."
+    types = as_target(1, input_shape=(3, 3, 7, 9), output="type_prediction").settled(maps)
+    torch.testing.assert_close(types(maps), one_class(1)(maps["type_prediction"]))
+
+
 def test_what_cannot_be_scores_is_passed_over() -> None:
     tokens, whole_numbers, scores = torch.randn(3, 9, 16), torch.zeros(3, 4, dtype=torch.long), classifier()
     settled = as_target(1, input_shape=(3, 1, 7, 9)).settled((tokens, whole_numbers, scores))
@@ -70,6 +78,8 @@ def test_of_a_stack_of_deep_supervision_heads_the_first_is_explained_and_said(di
     assert settled.notes[0][0] == (
         "The output is a stack of 2 heads, as in deep supervision; the first, output[:, 0], is explained."
     )
+    with pytest.raises(UsageError, match="no such tensor"):  # else voxels would pass for classes
+        as_target(1, input_shape=(2, 1, *sides), output="[:, 1]").settled(stack[:, 0])
     second = as_target(1, input_shape=(2, 1, *sides), output="[:, 1]").settled(stack)
     torch.testing.assert_close(second(stack), one_class(1)(stack[:, 1]))
 

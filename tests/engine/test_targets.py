@@ -176,9 +176,9 @@ class Headed(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.gate, self.head = nn.Linear(4, 2), nn.Linear(2, 4)
+        self.gate, self.head = nn.Linear(2, 4), nn.Linear(2, 4)
         with torch.no_grad():
-            self.head.weight.copy_(torch.tensor([[1.0, 0.0], [3.0, 3.0], [-1.0, 0.2], [5.0, 0.5]]))
+            self.head.weight.copy_(torch.tensor([[1.0, 0.0], [30.0, 30.0], [-1.0, 0.2], [5.0, 0.5]]))
 
 
 def test_finer_cam_compares_with_the_classes_whose_weights_are_nearest() -> None:
@@ -214,6 +214,29 @@ def test_finer_cam_on_a_segmentation_compares_scores_within_the_region(dims: int
         sums = [sum(channel[p] for p in places) for channel in z]
         other = min((0, 2), key=lambda d: abs(sums[d] - sums[1]))
         assert np.isclose(found[n], sums[1] - 0.6 * sums[other], rtol=1e-12)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
+@pytest.mark.parametrize("dims", [0, 2, 3])
+def test_settling_and_scoring_do_not_wait_for_the_device(dims: int) -> None:
+    output = (segmentation(dims) if dims else classifier()).cuda()
+    shape = (3, 1, *output.shape[2:]) if dims else (3, 1, 8, 8)
+    asked = [*EVERY.values(), one_class(1), several_classes([0, 1])]
+    if dims:
+        asked += [one_class([1, 2, 1], region=make) for make in (boundary(1), whole_output(), voxel(*(1,) * dims))]
+    for target in asked:
+        expected = target.settled(output.cpu())(output.cpu())
+        ready = as_target(target, input_shape=shape)
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            settled = ready.settled(output)
+            scores = settled(output)
+            slope = torch.autograd.grad(scores.sum(), output, retain_graph=True)[0]
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+        torch.testing.assert_close(scores.cpu(), expected)
+        assert torch.isfinite(slope).all()
+        assert settled.notes == target.settled(output.cpu()).notes
 
 
 # Functions of one's own, and what as_target takes.
