@@ -80,7 +80,7 @@ def negation(of: Classes | None, *, region: Region | None = None) -> Unsettled:
 
     References
     ----------
-    Selvaraju et al., Grad-CAM, ICCV 2017, sec. 7.2: counterfactual explanations negate the gradient.
+    Selvaraju et al., Grad-CAM (arXiv 1610.02391), on counterfactual explanations: the gradient is negated.
     """
     return _target(Choice((), (_pick(of),), region=region))
 
