@@ -13,9 +13,9 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
 from medcam.engine.capture import INPUT, Activation, Captured, capture, gradients, slope_at
+from medcam.engine.cells import at_positions
 from medcam.engine.directions import Mean
 from medcam.engine.footprint import Footprint
-from medcam.engine.fusion import at_positions
 from medcam.engine.outputs import Reading
 from medcam.engine.settled import Settled, Unsettled
 from medcam.engine.skeleton import mixes_samples, run
