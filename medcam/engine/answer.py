@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from jaxtyping import Float
 from torch import Tensor
 
-from medcam.engine.study import on_voxels
+from medcam.engine.cells import on_voxels
 
 
 @dataclass(frozen=True, eq=False)

@@ -25,7 +25,7 @@ class Cells:
         Cell c is centred on input index `offset + stride * c`.
     """
 
-    values: Float[Tensor, "b *t"]
+    values: Float[Tensor, "..."]
     stride: tuple[float, ...]
     offset: tuple[float, ...]
 
@@ -83,3 +83,10 @@ def resampled(
             place = offset[axis] + stride[axis] * torch.arange(shape[axis], dtype=torch.float64)
             result = at_positions(result, axis - len(shape), (place - cells.offset[axis]) / cells.stride[axis])
     return result
+
+
+def on_voxels(
+    values: Float[Tensor, "..."], stride: tuple[float, ...], offset: tuple[float, ...], sides: tuple[int, ...]
+) -> Float[Tensor, "..."]:
+    """Return values on cells (their last axes) at every voxel of an input of these sides."""
+    return resampled(Cells(values, stride, offset), sides, stride=(1.0,) * len(sides), offset=(0.0,) * len(sides))

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from jaxtyping import Float
 from torch import Tensor
 
-from medcam.engine.study import Cells, Study
+from medcam.engine.cells import Cells
+from medcam.engine.study import Study
 
 CamRule = Callable[[Float[Tensor, "b c *t"], Float[Tensor, "b c *t"]], Float[Tensor, "b *t"]]
 

@@ -13,9 +13,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from medcam.engine.baselines import baseline
+from medcam.engine.cells import Cells
 from medcam.engine.explainer import Explainer
 from medcam.engine.options import at_least, baseline_kind, between, one_of
-from medcam.engine.study import Cells, Study
+from medcam.engine.study import Study
 from medcam.errors import UsageError
 
 PerAxis = int | Sequence[int] | None

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
 from medcam.engine.capture import INPUT, Activation, Captured, capture, gradients, slope_at
-from medcam.engine.cells import at_positions
+from medcam.engine.cells import on_voxels
 from medcam.engine.directions import Mean
 from medcam.engine.footprint import Footprint
 from medcam.engine.outputs import Reading
@@ -21,15 +21,6 @@ from medcam.engine.settled import Settled, Unsettled
 from medcam.engine.skeleton import mixes_samples, run
 from medcam.engine.tail import Tail, substituted
 from medcam.errors import UsageError
-
-
-@dataclass(frozen=True, eq=False)
-class Cells:
-    """A map with a grid of its own: cell c is centred on input index `offset + stride * c`."""
-
-    values: Float[Tensor, "b *t"]
-    stride: tuple[float, ...]
-    offset: tuple[float, ...]
 
 
 @dataclass(frozen=True, eq=False)
@@ -274,14 +265,3 @@ def _batches(output: Any, count: int, batch: int) -> Iterator[Any]:
     for n in range(count):
         place = slice(n * batch, (n + 1) * batch)
         yield output if count == 1 else tree_map(rows, output)
-
-
-def on_voxels(
-    values: Float[Tensor, "*b t"], stride: tuple[float, ...], offset: tuple[float, ...], sides: tuple[int, ...]
-) -> Tensor:
-    """Return values on cells (their last axes) at every voxel of an input of these sides."""
-    first = values.ndim - len(sides)
-    for axis, n in enumerate(sides):
-        index = torch.arange(n, dtype=values.dtype, device=values.device)
-        values = at_positions(values, first + axis, (index - offset[axis]) / stride[axis])
-    return values

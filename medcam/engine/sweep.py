@@ -13,11 +13,12 @@ from torch import Tensor, nn
 from medcam.engine import cams, directions, doubts
 from medcam.engine.answer import Relevance
 from medcam.engine.capture import INPUT, Captured, capture
+from medcam.engine.cells import Cells
 from medcam.engine.explainer import Explainer
 from medcam.engine.footprint import Footprint, even_spread
 from medcam.engine.layers import Layer
 from medcam.engine.settled import Settled, Unsettled
-from medcam.engine.study import Cells, Clean, Remark, Study
+from medcam.engine.study import Clean, Remark, Study
 from medcam.engine.tail import Recorder, Tail
 
 
