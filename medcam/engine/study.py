@@ -160,7 +160,7 @@ class Study:
             (bend,) = torch.autograd.grad(slope, root, root.detach(), retain_graph=True, materialize_grads=True)
         return Activation(bend, self._given.layout, 1).features
 
-    def at(self, inputs: Float[Tensor, "b c *s"]) -> tuple[Float[Tensor, "b c *t"], Float[Tensor, "b c *t"]]:
+    def at(self, inputs: Float[Tensor, "b c *s"]) -> tuple[Float[Tensor, "b k *t"], Float[Tensor, "b k *t"]]:
         """Return the activation and the gradient of the score for another input of the same shape."""
         name = self._layer
         again = capture(self.network, inputs, [name], layouts={name: self._given.layout})

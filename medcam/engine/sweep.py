@@ -20,6 +20,7 @@ from medcam.engine.layers import Layer
 from medcam.engine.settled import Settled, Unsettled
 from medcam.engine.study import Clean, Remark, Study
 from medcam.engine.tail import Recorder, Tail
+from medcam.errors import UsageError
 
 
 @dataclass(frozen=True)
@@ -178,10 +179,16 @@ def as_cells(found: Float[Tensor, "b *t"] | Cells, where: Footprint | None) -> C
 def draft_of(setting: Setting, clean: Clean, layer: Layer | None, wish: Wish, tails: dict[str, Tail | None]) -> Draft:
     """Ask a method, and measure what makes its answer doubtful."""
     explainer, remarks, target = wish.explainer, list[Remark](), clean.target
+    if explainer.segmentation and target.chance is not None:
+        raise UsageError(
+            f"{wish.name} explains segmentations, and this network's output has no voxels; {wish.name.removeprefix('seg-')} serves it"
+        )
     study = study_of(setting, clean, layer, tails, remarks)
     found = explainer.explain(study) if clean.mean is None else cams.combine(clean.mean.gradient, study.activation)
     cells = as_cells(found, study.footprint)
     values = cells.values.detach()
+    # A method that only perturbs the input may leave places out; elsewhere what is not a number is a failure.
+    looked_at = values if explainer.needs else values.nan_to_num(nan=0.0, posinf=torch.inf, neginf=-torch.inf)
     sizes: tuple[Tensor | None, Tensor | None] = (None, None)
     if "gradient" in explainer.needs:
         sizes = doubts.gradient_sizes(study.gradient) if clean.mean is None else clean.mean.sizes
@@ -189,7 +196,7 @@ def draft_of(setting: Setting, clean: Clean, layer: Layer | None, wish: Wish, ta
     kept = None if layer is None else clean.captured.layers[layer.name]
     return Draft(
         values, cells.stride, cells.offset, layer, study.footprint, wish, target, clean.scores, chance,
-        facts_of(doubts.measure(values, *sizes), target, chance, remarks), remarks,
+        facts_of(doubts.measure(looked_at, *sizes), target, chance, remarks), remarks,
         values.dtype if kept is None else kept.native.dtype, 1 if kept is None else kept.calls,
     )  # fmt: skip
 
