@@ -20,12 +20,13 @@ from torch import Tensor, nn
 
 from medcam.engine.ghosts import At, Walk, at_of
 from medcam.engine.layout import Layout, guess
+from medcam.engine.mixtures import MIXTURES
 from medcam.engine.moves import MOVES, POINTWISE
 from medcam.engine.places import NOWHERE, Place, averaged, axes_of, line_of, of_input
 from medcam.engine.rearrange import REARRANGEMENTS
 from medcam.engine.skeleton import skeleton
 
-_RULES = {**MOVES, **REARRANGEMENTS}
+_RULES = {**MOVES, **REARRANGEMENTS, **MIXTURES}
 
 
 @dataclass(frozen=True)
@@ -76,8 +77,8 @@ class Reach:
     head
         When the last module with weights of its own began that it went through.
     cells
-        When the last feature map ended whose cells it was made from. Of a network that reads a class token only, that is one before the last
-        attention: what comes later moves no score.
+        When the last feature map ended whose cells it was made from. Of a network that reads a class token only, that is one before the
+        last attention: what comes later moves no score.
     """
 
     head: int
@@ -169,7 +170,7 @@ class _Witness:
                 for item in (output,) if isinstance(output, Tensor) else _tensors(output):
                     if hasattr(item, "_medcam_at"):
                         place, mark, lead, _, version = item._medcam_at
-                        item._medcam_at = At(place, mark, lead, self._clock, version)  # type: ignore[attr-defined]
+                        item._medcam_at = At(place, mark, lead, self._clock, version)
             if name:
                 self._note(name, kind, output)
 
@@ -215,7 +216,7 @@ def _described(place: Place | None, shape: tuple[int, ...], inputs: tuple[int, .
 
 
 def _as(kind: Any, place: Place, shape: tuple[int, ...], size: tuple[int, ...]) -> tuple[Layout, Footprint] | None:
-    """Read a place as a layout of that kind: along each of its axes cells move along the input's, in its order, and along channels nowhere."""
+    """Read a place as a layout of that kind: cells move along the input's axes, in order, and channels nowhere."""
     channel = 1 if kind == "channels first" else len(shape) - 1
     if (kind == "tokens") != (len(shape) == 3) or place.dims[channel].lead:
         return None
@@ -241,7 +242,7 @@ def _as(kind: Any, place: Place, shape: tuple[int, ...], size: tuple[int, ...]) 
     start = averaged(place, channel).start
     stride, offset, grid = list(map(float, size)), list(start), [1] * len(size)
     for run, shift in lines:
-        stride[run.axis], grid[run.axis] = run.step, run.count
+        stride[run.axis], grid[run.axis] = run.step, run.length
         offset[run.axis] += shift
     layout = Layout(kind, tuple(grid), extra)
     if min(stride) <= 0:  # mirrored: no stride that others would understand

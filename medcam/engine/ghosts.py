@@ -1,8 +1,8 @@
 """Tensors that carry a place and no data, and the mode under which a network runs on them.
 
-The network runs on *ghosts*: tensors of the true shape that hold one number only and carry a `Place`. Operations on ghosts compute shapes and
-places and touch no data; operations on anything else, as a mask or a table of relative positions, run as they are. A ghost whose place was
-lost goes on without one: what is added to it later, a skip connection for one, brings its own.
+The network runs on *ghosts*: tensors of the true shape that hold one number only and carry a `Place`. Operations on ghosts compute shapes
+and places and touch no data; operations on anything else, as a mask or a table of relative positions, run as they are. A ghost whose place
+was lost goes on without one: what is added to it later, a skip connection for one, brings its own.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ class At(NamedTuple):
     """What a ghost carries.
 
     `mark` is when the last feature map ended whose cells its entries come from, `lead` the same for its entries without a place: a class
-    token knows the cells of the attention that it last took part in. `head` is when the last module with weights began that it went through,
-    `version` counts the operations in place.
+    token knows the cells of the attention that it last took part in. `head` is when the last module with weights ran that it went
+    through, `version` counts the operations in place.
     """
 
     place: Place | None
@@ -177,5 +177,6 @@ def joint(ghosts: list[Tensor]) -> At:
     first = every[0]
     for at in every[1:]:
         if at[1:4] != first[1:4]:
-            first = At(first.place, *map(max, first[1:4], at[1:4]), first.version)
+            mark, lead, head = map(max, first[1:4], at[1:4])
+            first = At(first.place, mark, lead, head, first.version)
     return first

@@ -52,7 +52,7 @@ def to_channels_first(features: Tensor, layout: Layout) -> Float[Tensor, "b c *t
     if layout.kind == "channels last":
         return features.movedim(-1, 1)
     cells = features[:, layout.extra : layout.extra + prod(layout.grid)]
-    return cells.unflatten(1, layout.grid).movedim(-1, 1)
+    return cells.reshape(cells.shape[0], *layout.grid, -1).movedim(-1, 1)
 
 
 def from_channels_first(features: Float[Tensor, "b c *t"], layout: Layout, like: Tensor | None = None) -> Tensor:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from fractions import Fraction
-from functools import reduce
 from math import floor, prod
 from typing import Any
 
@@ -26,7 +25,9 @@ def _pointwise(call: Call) -> Any:
         places = [place for place in places if not place.gate] or places
     place: Place | None = None
     if places:
-        place = reduce(_sum_of, (spread(item, len(shape)) for item in places[1:]), spread(places[0], len(shape)))
+        place = spread(places[0], len(shape))
+        for item in places[1:]:
+            place = combined(place, spread(item, len(shape))) if place is not None else None
     if call.facts.mutable:
         target = call.args[0]
         at = joint(call.ghosts)
@@ -35,12 +36,8 @@ def _pointwise(call: Call) -> Any:
     return call.give(shape, place, dtype=torch.bool if call.name in _COMPARISONS else None)
 
 
-def _sum_of(one: Place | None, two: Place) -> Place | None:
-    return one if one is two else combined(one, two) if one is not None else None
-
-
 def _broadcast(tensors: list[Tensor]) -> Sequence[int]:
-    return torch.broadcast_shapes(*(item.shape for item in tensors))
+    return tuple(torch.broadcast_shapes(*(item.shape for item in tensors)))
 
 
 def _same(call: Call) -> Any:
@@ -98,7 +95,7 @@ def _window(place: Place | None, at: int, count: int, step: float, start: float)
 
 
 def _length(dim: Dim) -> int:
-    return dim.lead + prod(run.count for run in dim.runs) + dim.trail
+    return dim.lead + prod(run.length for run in dim.runs) + dim.trail
 
 
 def _along(value: Any, axis: int) -> int:

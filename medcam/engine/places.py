@@ -1,8 +1,8 @@
 """Where the cells of a tensor lie in the input, as arithmetic: a straight line for each run of cells.
 
-A network moves positions about in few ways, and all of them keep straight lines straight: a strided convolution takes every second point of
-a line and shifts it by half a window, a view breaks a line into runs or joins runs, an average over channels takes the middle. So a tensor's
-positions are written down as lines and never stored cell by cell: the answer is exact, and costs the same for any image.
+A network moves positions about in few ways, and all of them keep straight lines straight: a strided convolution takes every second point
+of a line and shifts it by half a window, a view breaks a line into runs or joins runs, an average over channels takes the middle. So a
+tensor's positions are written down as lines and never stored cell by cell: the answer is exact, and costs the same for any image.
 
 No torch here: shapes go in, places come out. What cannot be said by straight lines is None: lost.
 """
@@ -18,16 +18,16 @@ _CLOSE = 1e-9
 
 
 class Run(NamedTuple):
-    """`count` steps of `step` along one axis of the input (`NOWHERE` for steps that stay in place), begun `roll` steps late."""
+    """`length` steps of `step` along one axis of the input (`NOWHERE` for steps that stay in place), begun `roll` steps late."""
 
-    count: int
+    length: int
     axis: int
     step: float
     roll: int = 0
 
 
 class Dim(NamedTuple):
-    """One axis of a tensor: runs, the outermost first, between entries without a place, as class tokens are. Without runs it moves nowhere."""
+    """One axis of a tensor: runs, the outermost first, between entries without a place (class tokens). Without runs it moves nowhere."""
 
     runs: tuple[Run, ...] = ()
     lead: int = 0
@@ -84,8 +84,8 @@ def line_of(dim: Dim) -> tuple[Run, float] | None:
     parts = dim.runs[1]
     if len(dim.runs) > 2 or first.axis == NOWHERE or parts.axis != NOWHERE:
         return None
-    step = first.step / parts.count
-    return Run(first.count * parts.count, first.axis, step), -step * (parts.count - 1) / 2
+    step = first.step / parts.length
+    return Run(first.length * parts.length, first.axis, step), -step * (parts.length - 1) / 2
 
 
 def resampled(place: Place, at: int, count: int, step: float, start: float) -> Place | None:
@@ -93,7 +93,7 @@ def resampled(place: Place, at: int, count: int, step: float, start: float) -> P
     dim = place.dims[at]
     if not dim.runs:
         return place
-    if len(dim.runs) == 1 and not (dim.lead or dim.trail) and (count, step, start) == (dim.runs[0].count, 1.0, 0.0):
+    if len(dim.runs) == 1 and not (dim.lead or dim.trail) and (count, step, start) == (dim.runs[0].length, 1.0, 0.0):
         return place
     found = line_of(dim)
     if found is None:
@@ -112,7 +112,7 @@ def averaged(place: Place, at: int) -> Place:
     start = place.start
     for run in dim.runs:
         if run.axis != NOWHERE:
-            start = _moved(start, run.axis, run.step * (run.count - 1) / 2)
+            start = _moved(start, run.axis, run.step * (run.length - 1) / 2)
     return place._replace(start=start, dims=_with(place.dims, at, STILL))
 
 
@@ -123,15 +123,15 @@ def picked(place: Place, at: int, index: int) -> Place | None:
     if not dim.runs:
         return place._replace(dims=rest)
     index -= dim.lead
-    if not 0 <= index < prod(run.count for run in dim.runs):
+    if not 0 <= index < prod(run.length for run in dim.runs):
         return None
     start = place.start
     for run in reversed(dim.runs):
         if run.roll:
             return None
         if run.axis != NOWHERE:
-            start = _moved(start, run.axis, run.step * (index % run.count))
-        index //= run.count
+            start = _moved(start, run.axis, run.step * (index % run.length))
+        index //= run.length
     return place._replace(start=start, dims=rest)
 
 
@@ -140,7 +140,7 @@ def sliced(place: Place, at: int, first: int, count: int, step: int) -> Place | 
     dim = place.dims[at]
     if not dim.runs:
         return place
-    held = prod(run.count for run in dim.runs)
+    held = prod(run.length for run in dim.runs)
     if dim.lead or dim.trail:
         # Entries without a place go first or last; what is left of them stays.
         lead, end = max(dim.lead - first, 0), first + count
@@ -150,12 +150,12 @@ def sliced(place: Place, at: int, first: int, count: int, step: int) -> Place | 
         return place._replace(dims=_with(place.dims, at, Dim(dim.runs, lead, max(end - dim.lead - held, 0))))
     if line_of(dim) is not None:
         return resampled(place, at, count, float(step), float(first))
-    inner = held // dim.runs[0].count
+    inner = held // dim.runs[0].length
     if step != 1 or dim.runs[0].roll or first % inner or count % inner:
         return None
     outer = dim.runs[0]
     start = _moved(place.start, outer.axis, outer.step * (first // inner)) if outer.axis != NOWHERE else place.start
-    runs = _joined([outer._replace(count=count // inner), *dim.runs[1:]])
+    runs = _joined([outer._replace(length=count // inner), *dim.runs[1:]])
     return place._replace(start=start, dims=_with(place.dims, at, Dim(runs)))
 
 
@@ -187,10 +187,10 @@ def reshaped(place: Place, old: Sequence[int], new: Sequence[int]) -> Place | No
     runs.reverse()
     made: list[Dim] = []
     for size in new[front : len(new) - back]:
-        dim = _taken(runs, size)
-        if dim is None:
+        taken = _taken(runs, size)
+        if taken is None:
             return None
-        made.append(dim)
+        made.append(taken)
     if runs:
         return None
     return place._replace(dims=(*place.dims[:front], *made, *place.dims[len(old) - back :]))
@@ -206,13 +206,13 @@ def _taken(runs: list[Run | tuple[Dim, int]], size: int) -> Dim | None:
         if not isinstance(head, Run):
             whole, count = head
             return whole if not taken and count == size else None
-        if size % head.count == 0:
+        if size % head.length == 0:
             taken.append(head)
-            size //= head.count
-        elif head.count % size == 0:
-            inner = head.count // size
-            taken.append(head._replace(count=size, step=head.step * inner))
-            runs.append(head._replace(count=inner))
+            size //= head.length
+        elif head.length % size == 0:
+            inner = head.length // size
+            taken.append(head._replace(length=size, step=head.step * inner))
+            runs.append(head._replace(length=inner))
             size = 1
         else:
             return None
@@ -225,8 +225,8 @@ def _joined(runs: Iterable[Run]) -> tuple[Run, ...]:
     result: list[Run] = []
     for run in runs:
         outer = result[-1] if result else None
-        if outer and (outer.axis, outer.roll) == (run.axis, run.roll) and _same(outer.step, run.step * run.count):
-            result[-1] = run._replace(count=outer.count * run.count)
+        if outer and (outer.axis, outer.roll) == (run.axis, run.roll) and _same(outer.step, run.step * run.length):
+            result[-1] = run._replace(length=outer.length * run.length)
         else:
             result.append(run)
     return tuple(result)
@@ -235,10 +235,11 @@ def _joined(runs: Iterable[Run]) -> tuple[Run, ...]:
 def combined(one: Place, two: Place, share: float = 0.5) -> Place | None:
     """Return where the sum of two branches is, `share` of it the first one's; both have as many axes.
 
-    Along each axis of the input a branch that has cells there decides over one that was pooled, and the one that was downsampled less over the
-    other: a decoder's voxel lies where its skip connection says, whatever shift the way down and up has made. Equals meet in the middle.
+    Along each axis of the input a branch that has cells there decides over one that was pooled, and the one that was downsampled less over
+    the other: a decoder's voxel lies where its skip connection says, whatever shift the way down and up has made. Equals meet in the
+    middle.
     """
-    if one == two:
+    if one is two or one == two:
         return one
     weights = []
     cells = [set().union(*map(axes_of, place.dims)) for place in (one, two)]
@@ -274,7 +275,7 @@ def _met(one: Dim, two: Dim, weights: list[float]) -> tuple[Dim, list[tuple[int,
     if len(one.runs) == len(two.runs):
         runs = []
         for a, b in zip(one.runs, two.runs, strict=True):
-            if (a.count, a.axis, a.roll) != (b.count, b.axis, b.roll):
+            if (a.length, a.axis, a.roll) != (b.length, b.axis, b.roll):
                 break
             w = weights[a.axis] if a.axis != NOWHERE else 0.5
             runs.append(a._replace(step=w * a.step + (1 - w) * b.step))
@@ -283,8 +284,8 @@ def _met(one: Dim, two: Dim, weights: list[float]) -> tuple[Dim, list[tuple[int,
     lines = line_of(one), line_of(two)
     if lines[0] is None or lines[1] is None:
         return None
-    (a, shift_a), (b, shift_b) = lines
-    if (a.count, a.axis) != (b.count, b.axis):
+    (a, shift_a), (b, shift_b) = lines[0], lines[1]
+    if (a.length, a.axis) != (b.length, b.axis):
         return None
     w = weights[a.axis]
     return Dim((a._replace(step=w * a.step + (1 - w) * b.step),)), [(a.axis, w * shift_a + (1 - w) * shift_b)]
@@ -308,7 +309,7 @@ def appended(one: Place, two: Place, at: int, counts: tuple[int, int]) -> Place 
     follows = two._replace(start=_moved(two.start, run.axis, b[1]), dims=_with(two.dims, at, STILL))
     if goes_on.dims != follows.dims or not all(map(_same, goes_on.start, follows.start)):
         return None
-    line = Dim((run._replace(count=sum(counts)),))
+    line = Dim((run._replace(length=sum(counts)),))
     return one._replace(start=_moved(one.start, run.axis, shift), dims=_with(one.dims, at, line))
 
 

@@ -5,11 +5,24 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from monai.networks.nets import DenseNet121, DynUNet, EfficientNetBN, SegResNet, UNet, ViT, VNet, resnet18
+from monai.networks.nets import (
+    UNETR,
+    DenseNet121,
+    DynUNet,
+    EfficientNetBN,
+    SegResNet,
+    SwinUNETR,
+    UNet,
+    ViT,
+    ViTAutoEnc,
+    VNet,
+    resnet18,
+)
 from torch import Tensor, nn
 
 from engine.toy_networks import Classifier, Segmenter, conv, image
-from medcam.engine.footprint import footprints
+from medcam.engine.footprint import Footprint, Seen, footprints, probe
+from medcam.engine.layout import Layout, to_channels_first
 
 DIMS = pytest.mark.parametrize("dims", [2, 3])
 
@@ -83,9 +96,128 @@ def test_the_networks_of_the_field_lie_where_stride_arithmetic_says() -> None:
 )
 def test_a_decoder_at_full_size_lies_voxel_on_voxel(make, layer: str) -> None:
     stride, offset, measured = one(make(), (1, 1, 32, 32, 48), layer)
-    assert stride == (1.0, 1.0, 1.0)
-    assert measured
-    np.testing.assert_allclose(offset, 0, atol=0.01)
+    assert (stride, offset, measured) == ((1.0,) * 3, (0.0,) * 3, True)
+
+
+def seen(network: nn.Module, shape: tuple[int, ...]) -> dict[str, Seen]:
+    return {item.name: item for item in probe(network.eval(), torch.zeros(shape)).seen}
+
+
+SWIN = {"depths": (2, 1, 1, 1), "num_heads": (1, 2, 2, 2), "feature_size": 12}
+VIT = {"hidden_size": 24, "mlp_dim": 32, "num_layers": 2, "num_heads": 2}
+
+
+def test_transformers_lie_where_patch_arithmetic_says() -> None:
+    # Windows of 4 x 3 x 2 do not fit into 16 x 32 x 16 cells: padded, rolled, cut up, and put back.
+    found = seen(SwinUNETR(1, 2, window_size=(4, 3, 2), **SWIN), (2, 1, 32, 64, 32))
+    for name, channels, cells, stride in [
+        ("swinViT.layers1.0.blocks.1", 12, (16, 32, 16), 2.0),
+        ("swinViT.layers2.0.blocks.0.mlp.linear1", 96, (8, 16, 8), 4.0),
+        ("swinViT.layers4.0.blocks.0", 96, (2, 4, 2), 16.0),
+    ]:
+        item = found[name]
+        assert (item.shape, item.layout) == ((2, *cells, channels), Layout("channels last", cells))
+        assert item.footprint == Footprint((stride,) * 3, ((stride - 1) / 2,) * 3)
+    assert found["decoder1"].footprint == Footprint((1.0,) * 3, (0.0,) * 3)
+    assert not any("attn" in name for name in found), "windows are no feature map"
+    found = seen(SwinUNETR(1, 2, window_size=(4, 3), spatial_dims=2, downsample="mergingv2", **SWIN), (2, 1, 32, 64))
+    assert found["swinViT.layers3.0"].footprint == Footprint((16.0,) * 2, (7.5,) * 2)
+    assert found["swinViT.layers3.0"].layout == Layout("channels first", (2, 4))
+
+
+@pytest.mark.parametrize("projection", ["conv", "perceptron"])
+@pytest.mark.parametrize("tokens", [0, 1])
+def test_token_sequences_are_grids_of_patches(projection: str, tokens: int) -> None:
+    net = ViT(1, (32, 48, 16), (16, 8, 8), proj_type=projection, classification=bool(tokens), **VIT)
+    found = seen(net, (2, 1, 32, 48, 16))
+    for name in ("blocks.0.attn.qkv", "blocks.1", "norm"):
+        assert found[name].layout == Layout("tokens", (2, 6, 2), tokens)
+        assert found[name].footprint == Footprint((16.0, 8.0, 8.0), (7.5, 3.5, 3.5))
+    found = seen(UNETR(1, 2, (32, 48), proj_type=projection, feature_size=4, hidden_size=24, mlp_dim=32, num_heads=2, spatial_dims=2),
+                 (1, 1, 32, 48))  # fmt: skip
+    assert found["vit.blocks.11"].layout == Layout("tokens", (2, 3))
+    assert found["encoder3"].footprint == Footprint((4.0,) * 2, (1.5,) * 2)
+    assert found["decoder2"].footprint == Footprint((1.0,) * 2, (0.0,) * 2)
+
+
+@pytest.mark.parametrize(
+    ("make", "shape", "layers"),
+    [
+        (lambda: ViT(1, (32, 48), (8, 8), spatial_dims=2, classification=True, **VIT), (1, 1, 32, 48), ["blocks.1"]),
+        (lambda: ViTAutoEnc(1, (32, 48, 16), (16, 16, 16), **VIT), (1, 1, 32, 48, 16), ["blocks.1"]),
+        (lambda: SwinUNETR(1, 2, window_size=(4, 3), spatial_dims=2, **SWIN), (1, 1, 32, 64),
+         ["swinViT.layers1.0.blocks.1", "swinViT.layers2.0.blocks.0", "swinViT.layers2.0"]),
+    ],
+)  # fmt: skip
+def test_a_token_depends_most_on_the_patch_where_it_lies(make, shape: tuple[int, ...], layers: list[str]) -> None:
+    """By autograd: of a residual network with small weights, a cell's gradient is largest in its own patch."""
+    torch.manual_seed(4)
+    network = make().eval()
+    found = seen(network, shape)
+    for name in layers:
+        kept: list[Tensor] = []
+        handle = network.get_submodule(name).register_forward_hook(lambda _m, _a, out, kept=kept: kept.append(out))
+        x = torch.randn(shape, requires_grad=True)
+        network(x)
+        handle.remove()
+        features = to_channels_first(kept[0], found[name].layout)
+        where = found[name].footprint
+        for cell in [tuple(n - 1 for n in features.shape[2:]), tuple(n // 2 for n in features.shape[2:])]:
+            score = (features[(0, slice(None), *cell)] * torch.randn(features.shape[1])).sum()
+            (slope,) = torch.autograd.grad(score, x, retain_graph=True)
+            energy = slope[0, 0].square()
+            for axis, n in enumerate(cell):
+                line = energy.sum([a for a in range(energy.ndim) if a != axis])
+                # Of each patch as wide as a cell: the one around the cell's centre has the most.
+                width = int(where.stride[axis])
+                patches = line.unfold(0, width, width).sum(1)
+                assert int(patches.argmax()) == round(
+                    (where.offset[axis] + where.stride[axis] * n - (width - 1) / 2) / width
+                )
+
+
+def test_a_class_token_knows_only_the_cells_that_attention_has_shown_it() -> None:
+    net = ViT(1, (32, 48), (16, 16), spatial_dims=2, classification=True, **VIT).eval()
+    found = probe(net, torch.zeros(2, 1, 32, 48))
+    logits, hidden = found.output
+    assert tuple(logits.shape) == (2, 2)
+    last = {item.name: item.ended for item in found.seen}
+    reach = found.reach(logits)
+    # The head reads the class token alone: what the last block does to the others' tokens behind its attention moves no score.
+    assert last["blocks.1.norm1"] < reach.cells < last["blocks.1.attn"]
+    assert reach.head > last["norm"]
+    assert found.reach(hidden).cells == last["blocks.1"]
+
+
+def test_what_a_module_hands_on_unchanged_is_one_tensor_and_what_is_changed_in_place_is_two() -> None:
+    net = nn.Sequential(nn.Sequential(nn.Conv2d(1, 3, 3), nn.BatchNorm2d(3)), nn.ReLU(inplace=True), nn.Identity())
+    tensor = {item.name: item.tensor for item in probe(net, torch.zeros(1, 1, 8, 9)).seen}
+    assert tensor["0"] == tensor["0.1"] != tensor["1"] == tensor["2"]
+
+
+def test_measuring_computes_nothing() -> None:
+    """The features of this input would fill memory many times over."""
+    huge = torch.zeros(1).expand(1, 1, 4096, 2048, 1024)
+    network = resnet18(spatial_dims=3, n_input_channels=1, num_classes=2)
+    assert footprints(network, huge, ["layer4"])["layer4"] == Footprint((16.0,) * 3, (0.0,) * 3)
+
+
+def test_an_operation_that_nobody_has_heard_of_loses_places_and_a_skip_brings_them_back() -> None:
+    class Odd(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.second = nn.Conv2d(1, 2, 3, 2, 1), nn.Conv2d(2, 2, 1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.first(x)
+            odd = self.second(torch.linalg.matrix_exp(x[..., :8]))
+            return self.second(odd + x[..., :8])
+
+    found = [item for item in probe(Odd(), torch.zeros(1, 1, 16, 24)).seen if item.name == "second"]
+    assert [item.footprint for item in found] == [
+        Footprint((2.0, 3.0), (0.5, 1.0), measured=False),
+        Footprint((2.0, 2.0), (0.0, 0.0)),
+    ]
 
 
 @DIMS
