@@ -29,6 +29,8 @@ examples:
   medcam explain t1.nii.gz t1c.nii.gz t2.nii.gz flair.nii.gz --model tumour_bundle.zip --out results
   medcam explain ct.nii.gz --model weights.pt --out results \\
       --factory 'monai.networks.nets:DenseNet121(spatial_dims=3, in_channels=1, out_channels=2)'
+  medcam explain ct.nii.gz --model organs.zip --target liver@largest --method hires-cam --out results
+  medcam explain film.dcm --model demo-cxr --layer features.1,features.3 --fuse coarse-to-fine
 
 A heatmap shows what moved the network's score. It is not a segmentation and not a diagnosis. Research use only.
 
@@ -39,6 +41,13 @@ examples:
   medcam inspect demo-mri                 the layers of a model, and which one is explained by default
   medcam inspect weights.pt --factory net.py:make --input-shape 1,96,96,96
   medcam inspect study_folder             the series in a folder, or the grid of an image
+
+"""
+
+_METHODS = """\
+examples:
+  medcam methods
+  medcam explain film.dcm --model demo-cxr --method 'occlusion(window=64, stride=32)'
 
 """
 
@@ -53,7 +62,10 @@ detector.
 """
 
 
-_ACTIVATION = "what makes probabilities of the output: sigmoid for multi-label networks (default: softmax, or sigmoid for one channel)"
+_ACTIVATION = (
+    "what makes probabilities of the output: sigmoid for multi-label networks (default: softmax, or sigmoid for one channel); "
+    "none where the network itself ends in one"
+)
 
 
 class _Parser(argparse.ArgumentParser):
@@ -172,15 +184,33 @@ def _parsers() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentPars
     explain.add_argument(
         "--preprocessing", metavar="FILE", help="MONAI transforms (JSON or YAML) instead of the model's own"
     )
-    explain.add_argument("--layer", help="the layer to look at (`medcam inspect MODEL` lists them)")
-    explain.add_argument("--target", help="a class, by name or number (default: the predicted one)")
-    explain.add_argument("--method", default="grad-cam", help="grad-cam (default)")
+    explain.add_argument(
+        "--layer",
+        metavar="NAME[,NAME]",
+        help="the layer to look at, or several with --fuse (`medcam inspect MODEL` lists them)",
+    )
+    explain.add_argument(
+        "--target",
+        help="a class by name or number, 2-0 (why 2 and not 0), 1,3 (both), not:1, finer:2; for a segmentation also where: 1@largest, "
+        "1@whole, 1@boundary:2, 1@voxel:10,20,5 (default: the predicted class)",
+    )
+    explain.add_argument(
+        "--method", default="grad-cam", help="grad-cam (default); `medcam methods` lists them with their options"
+    )
+    explain.add_argument("--output", help="which of the network's several outputs, such as logits or 1")
+    explain.add_argument(
+        "--fuse",
+        choices=["mean", "max", "product", "coarse-to-fine", "layer-cam"],
+        help="how the maps of several layers become one",
+    )
+    explain.add_argument("--flips", action="store_true", help="average over flips of the image along each axis")
+    explain.add_argument("--seed", type=int, default=0, help="of methods that draw random numbers (default 0)")
     explain.add_argument(
         "--score", choices=["logit", "probability"], default="logit", help="what the gradient is taken of"
     )
     explain.add_argument(
         "--activation",
-        choices=["softmax", "sigmoid"],
+        choices=["softmax", "sigmoid", "none"],
         help=_ACTIVATION,
     )
     explain.add_argument("--slice", type=int, metavar="K", help="the slice for a 2D network, from 0")
@@ -199,6 +229,14 @@ def _parsers() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentPars
     explain.add_argument("--out", metavar="DIR", default="medcam-out", help="where results go (default: medcam-out)")
     explain.add_argument(
         "--config", metavar="FILE", help="JSON or YAML with any of these options; the command line wins"
+    )
+
+    methods = sub.add_parser(
+        "methods",
+        help="the methods and their options",
+        parents=[common],
+        formatter_class=raw,
+        epilog=_METHODS + _EXIT_CODES,
     )
 
     inspect = sub.add_parser(
@@ -226,7 +264,7 @@ def _parsers() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentPars
         formatter_class=raw,
         epilog=_EXIT_CODES,
     )
-    return parser, {"explain": explain, "inspect": inspect, "demo": demo, "doctor": doctor}
+    return parser, {"explain": explain, "methods": methods, "inspect": inspect, "demo": demo, "doctor": doctor}
 
 
 def _apply_config(parser: argparse.ArgumentParser, path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 import time
 import zipfile
 from argparse import Namespace
@@ -56,11 +57,15 @@ def explain(options: Namespace, say: Say) -> Result:
     heatmap = explain_volumes(
         volumes,
         model,
-        layer=options.layer,
+        layer=options.layer if options.layer is None or "," not in options.layer else options.layer.split(","),
         target=options.target,
         method=options.method,
         score=options.score,
         activation=options.activation,
+        output=options.output,
+        fuse=options.fuse,
+        flips=options.flips,
+        seed=options.seed,
         device=options.device,
     )
     if lesion is not None:
@@ -109,6 +114,23 @@ def describe_peak(heatmap: Heatmap) -> str:
     x, y, z = peak.world_mm
     words = f"{abs(x):.1f} {'R' if x >= 0 else 'L'}, {abs(y):.1f} {'A' if y >= 0 else 'P'}, {abs(z):.1f} {'S' if z >= 0 else 'I'} mm"
     return f"{words} (RAS {x:.1f}, {y:.1f}, {z:.1f}), {voxel}"
+
+
+def methods(options: Namespace, say: Say) -> Result:
+    """List the methods, their options and what they say of themselves."""
+    from medcam.engine.methods import EXPLAINERS, options_of
+
+    values, rows = [], []
+    for name, make in EXPLAINERS.items():
+        about = " ".join((make.__doc__ or "").strip().split("\n\n")[0].split())
+        chosen = options_of(make)
+        values.append(
+            {"name": name, "about": about, "options": {option: repr(value) for option, value in chosen.items()}}
+        )
+        given = f"({', '.join(f'{option}={value!r}' for option, value in chosen.items())})" if chosen else ""
+        rows += [f"{name}{given}", *textwrap.wrap(about, 110, initial_indent="    ", subsequent_indent="    ")]
+    usage = "an option is given with the method: --method 'rise(masks=2000)'"
+    return Result({"methods": values}, [*rows, usage])
 
 
 def inspect(options: Namespace, say: Say) -> Result:

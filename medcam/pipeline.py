@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, version
-from typing import Any, SupportsIndex
+from typing import Any
 
 import torch
 from torch import nn
 
 import medcam
 from medcam.engine import Relevance, relevance
-from medcam.engine.targets import Target
+from medcam.engine.combining import augmented_relevance, fused_relevance
+from medcam.engine.explaining import AnyTarget
+from medcam.engine.methods import method_named
 from medcam.errors import UsageError
 from medcam.geometry import resample
 from medcam.models import Model, load_model, wrap_module
@@ -26,11 +27,15 @@ def explain(
     volume: Volume | Sequence[Volume],
     model: Model | nn.Module | str,
     *,
-    layer: str | None = None,
-    target: SupportsIndex | str | Target | None = None,
+    layer: str | Sequence[str] | None = None,
+    target: AnyTarget = None,
     method: str = "grad-cam",
     score: str = "logit",
     activation: str | None = None,
+    output: str | int | None = None,
+    fuse: str | None = None,
+    flips: bool = False,
+    seed: int = 0,
     preprocessing: Callable[[Any], Any] | None = None,
     device: str = "cpu",
 ) -> Heatmap:
@@ -43,14 +48,24 @@ def explain(
     model
         A network in memory, what `load_model` gave, or a path or name that it takes.
     layer
-        The name of a module that gives a feature map; by default the last one before the head.
+        The name of a module that gives a feature map, or of several, whose maps are fused; by default the last one before the head.
     target
-        A class by index or name, or a function from the network's output to one score a sample. By default the predicted class, which the
-        notes name.
+        A class by index or name, words such as 'lesion-background@largest', or what `medcam.relevance` takes. By default the predicted
+        class, which the notes name.
+    method
+        Such as 'grad-cam' or 'rise(masks=2000)'; `medcam methods` lists them.
     score
         'logit' or 'probability'.
     activation
         'softmax' or 'sigmoid', what makes probabilities of the output; see `medcam.relevance`.
+    output
+        Which of the network's several outputs is explained; see `medcam.relevance`.
+    fuse
+        How the maps of several layers become one: 'mean', 'max', 'product', 'coarse-to-fine' or 'layer-cam'.
+    flips
+        Average over flips of the input along each axis; see `medcam.engine.combining.augmented_relevance`.
+    seed
+        Of methods that draw random numbers.
     preprocessing
         A chain of MONAI transforms (dictionary or array) to use instead of the model's own.
 
@@ -67,28 +82,50 @@ def explain(
     volumes = tuple(volume) if isinstance(volume, (list, tuple)) else (volume,)
     if not volumes or not all(isinstance(each, Volume) for each in volumes):
         raise UsageError("explain takes what medcam.read gives, one volume or one for each channel")
-    if not loaded.layers_open:
+    if not loaded.layers_open and method_named(method).looks_at_layer:
         raise UsageError(
-            f"{method} needs the activation of a layer, which a TorchScript file does not give; methods that look at the input alone can "
-            "serve it. Save the network with torch.export (.pt2), or as a state dict with its factory, instead"
+            f"{method} needs the activation of a layer, which a TorchScript file does not give; occlusion and rise look at the input alone "
+            "and serve it. Or save the network with torch.export (.pt2), or as a state dict with its factory, instead"
         )
     chain = loaded.preprocessing if preprocessing is None else preprocessing
     dims = loaded.spatial_dims or (3 if volumes[0].grid.shape[2] > 1 else 2)
     ready = prepare(volumes, chain, spatial_dims=dims)
     _check_channels(loaded, ready, len(volumes))
-    wanted = _class_index(target, loaded.class_names) if isinstance(target, str) else target
     # In the network's own precision, be it half or double.
     dtype = next((p.dtype for p in loaded.network.parameters() if p.is_floating_point()), torch.float32)
     inputs = ready.tensor.unsqueeze(0).to(device, dtype)
-    found = relevance(
-        loaded.network, inputs, layer=layer, target=wanted, method=method, score=score, activation=activation
-    )
+    asked = {
+        "target": target, "method": method, "score": score, "activation": activation, "output": output,
+        "class_names": loaded.class_names, "seed": seed,
+    }  # fmt: skip
+    found = _ask(loaded.network, inputs, layer, fuse, flips, asked)
     notes = [*volumes[0].source.notes, *loaded.notes, *ready.notes]
     if chain is None:
         notes.append("No preprocessing was given, so the network saw the image's values as they are stored.")
     notes.extend(_with_names(found.notes[0], found.classes, loaded.class_names))
-    heatmap = _place(found, ready, volumes, loaded, tuple(dict.fromkeys(map(_sentence, notes))))
-    return replace(heatmap, recipe=replace(heatmap.recipe, score=found.score, activation=activation))
+    return _place(found, ready, volumes, loaded, activation, tuple(dict.fromkeys(map(_sentence, notes))))
+
+
+def _ask(
+    network: nn.Module,
+    inputs: torch.Tensor,
+    layer: str | Sequence[str] | None,
+    fuse: str | None,
+    flips: bool,
+    asked: dict[str, Any],
+) -> Relevance:
+    layers = [layer] if layer is None or isinstance(layer, str) else list(layer)
+    if fuse is None and len(layers) > 1:
+        raise UsageError(
+            f"{len(layers)} layers were named; say how their maps are to be fused (mean, max, product, coarse-to-fine)"
+        )
+    if fuse is not None and flips:
+        raise UsageError("maps of several layers are fused, or maps of flips averaged, not both at once")
+    if fuse is not None:
+        return fused_relevance(network, inputs, layers=[name for name in layers if name], how=fuse, **asked)
+    if flips:
+        return augmented_relevance(network, inputs, layer=layers[0], **asked)
+    return relevance(network, inputs, layer=layers[0], **asked)
 
 
 def _loaded(model: Model | nn.Module | str, device: str) -> Model:
@@ -104,17 +141,6 @@ def _check_channels(model: Model, ready: Prepared, given: int) -> None:
             f"the network takes {model.input_channels} channels and the prepared image has {channels} (from {given} "
             f"image{'s' if given > 1 else ''}); give one image for each channel, in the order the network was trained with"
         )
-
-
-def _class_index(target: str, names: Sequence[str]) -> int:
-    """Return the class of that name or number."""
-    lowered = [name.lower() for name in names]
-    if target.lower() in lowered:
-        return lowered.index(target.lower())
-    if target.lstrip("-").isdigit():
-        return int(target)
-    known = f"its classes are {', '.join(names)}" if names else "it does not name its classes, so give a number"
-    raise UsageError(f"the network has no class '{target}'; {known}")
 
 
 def _class_label(index: int, names: Sequence[str]) -> str:
@@ -140,7 +166,12 @@ def _with_names(notes: Sequence[str], classes: Sequence[int], names: Sequence[st
 
 
 def _place(
-    found: Relevance, ready: Prepared, volumes: Sequence[Volume], model: Model, notes: tuple[str, ...]
+    found: Relevance,
+    ready: Prepared,
+    volumes: Sequence[Volume],
+    model: Model,
+    activation: str | None,
+    notes: tuple[str, ...],
 ) -> Heatmap:
     """Put the map on the source's grid by one interpolation, from feature cells to voxels."""
     values = found.values[0].cpu().numpy()
@@ -152,13 +183,17 @@ def _place(
     cells = ready.grid.coarsened((int(i), int(j), int(k)), (di, dj, dk), (oi, oj, ok))
     grid = volumes[0].grid
     placed = resample(values.reshape(cells.shape), cells, grid, within=ready.grid)
-    target = _class_label(found.classes[0], model.class_names) if found.classes else "a target of the caller's own"
+    target = found.target
     recipe = Recipe(
         model=model.name,
         model_sha256=model.sha256,
         method=found.method,
         layer=found.layer,
         target=target,
+        score=found.score,
+        activation=activation,
+        fusion=found.fusion,
+        seed=found.seed,
         preprocessing=ready.steps,
         inputs=tuple(v.source.sha256 for v in volumes),
         input_shape=found.input_shape,

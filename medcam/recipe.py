@@ -21,9 +21,14 @@ class Recipe:
     model, model_sha256
         The name of the network and the digest of the bytes it was loaded from ('' for a module given in memory).
     method, layer, target, score
-        What was computed: 'grad-cam', 'features', 'lesion (class 0)', and 'logit' or 'probability'.
+        What was computed: 'grad-cam' or a method with options, 'features' ('' for methods without a layer), 'lesion (class 0)', and
+        'logit', 'probability' or 'own'.
     activation
         'softmax' or 'sigmoid' if the user named what makes probabilities of the output, else None.
+    fusion
+        How the maps of several layers became one, or ''.
+    seed
+        Of the method's random numbers.
     preprocessing
         The transforms that stood between the image and the network, one a line.
     inputs
@@ -43,6 +48,8 @@ class Recipe:
     target: str
     score: str = "logit"
     activation: str | None = None
+    fusion: str = ""
+    seed: int = 0
     preprocessing: tuple[str, ...] = ()
     inputs: tuple[str, ...] = ()
     input_shape: tuple[int, ...] = ()

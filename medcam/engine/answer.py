@@ -38,6 +38,8 @@ class Relevance:
         What was explained, in a few words.
     seed
         Of the method's random numbers.
+    fusion
+        How the maps of several layers became this one, or ''.
     """
 
     values: Float[Tensor, "b *t"]
@@ -53,6 +55,7 @@ class Relevance:
     score: str = "logit"
     target: str = ""
     seed: int = 0
+    fusion: str = ""
 
     def on_input(self) -> Float[Tensor, "b *s"]:
         """Return the map at the input's size, linearly interpolated between cell centres and constant beyond the outermost."""

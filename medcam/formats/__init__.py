@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 import zipfile
 from collections.abc import Iterable
 from pathlib import Path
@@ -127,7 +128,9 @@ def write(
     if label is None:
         # Series of two patients often have one number: part of the digest keeps their files apart.
         own = f"_{heatmap.source.sha256[:6]}" if heatmap.source.format == "dicom" else ""
-        label = f"{heatmap.source.label}{own}_{heatmap.recipe.method.replace('-', '')}"
+        # Of a method with options the name alone: the options stand in the recipe.
+        method = re.sub(r"[^a-z0-9+]", "", heatmap.recipe.method.partition("(")[0].lower())
+        label = f"{heatmap.source.label}{own}_{method}"
     written: list[Path] = []
     for name in wanted:
         try:
