@@ -13,6 +13,8 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from medcam.engine import Relevance as Relevance
     from medcam.engine import relevance as relevance
+    from medcam.engine import relevances as relevances
+    from medcam.engine.ranking import layers as layers
     from medcam.errors import GeometryError as GeometryError
     from medcam.errors import InputError as InputError
     from medcam.errors import MedcamError as MedcamError
@@ -42,7 +44,9 @@ _HOMES = {
     "OutputError": "errors",
     "UsageError": "errors",
     "Relevance": "engine",
+    "layers": "engine.ranking",
     "relevance": "engine",
+    "relevances": "engine",
     "read": "formats",
     "write": "formats",
     "Grid": "geometry",

@@ -12,8 +12,8 @@ from torch import nn
 
 import medcam
 from medcam.engine import Relevance, relevance
+from medcam.engine.asked import AnyTarget
 from medcam.engine.combining import augmented_relevance, fused_relevance
-from medcam.engine.explaining import AnyTarget
 from medcam.engine.methods import method_named
 from medcam.errors import UsageError
 from medcam.geometry import resample

@@ -174,9 +174,13 @@ def slope_at(scores: Float[Tensor, " b"], leaf: Float[Tensor, "b c *t"], layer: 
     return _depends(found[0], layer)
 
 
+class IndependentError(UsageError):
+    """The score does not depend on the layer."""
+
+
 def _depends(slope: Tensor | None, layer: str) -> Tensor:
     if slope is None:
-        raise UsageError(
+        raise IndependentError(
             f"the score does not depend on layer '{layer}' (it lies behind the score, or on a branch that does not lead to it, "
             "or the network detaches its features); choose another layer"
         )

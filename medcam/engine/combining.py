@@ -10,10 +10,11 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from medcam.engine.answer import Relevance
+from medcam.engine.asked import AnyTarget
 from medcam.engine.augment import Flip, augmented
 from medcam.engine.cells import Cells
 from medcam.engine.explainer import Explainer
-from medcam.engine.explaining import AnyTarget, relevance, relevances
+from medcam.engine.explaining import relevance, relevances
 from medcam.engine.fusion import fuse
 from medcam.engine.layers import Layer
 from medcam.errors import UsageError
@@ -72,10 +73,10 @@ def augmented_relevance(
     class_names: Sequence[str] = (),
     seed: int = 0,
 ) -> Relevance:
-    """Explain the input, its flips and brighter or darker versions of it, and average the maps where they lie in the input.
+    """Explain the input, flips and brighter or darker versions of it, and average the maps where they lie in the input.
 
-    The class and the layer are those of the input itself. A target that names a place in the output (a voxel, a region of your own) does not
-    turn with the image, so it is no question for flips.
+    The class and the layer are those of the input itself. A target that names a place in the output (a voxel, a region of your own) does
+    not turn with the image, so it is no question for flips.
 
     Parameters
     ----------

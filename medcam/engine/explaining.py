@@ -2,24 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from typing import SupportsIndex
+from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from medcam.engine.answer import Relevance
+from medcam.engine.asked import AnyTarget, check_inputs
+from medcam.engine.capture import IndependentError
 from medcam.engine.explainer import Explainer
 from medcam.engine.layers import Layer, candidates, feature_layers, layer_named
 from medcam.engine.methods import method_named
-from medcam.engine.settled import Settled, Target, Unsettled
+from medcam.engine.ranking import speaking_layer
+from medcam.engine.settled import Unsettled
 from medcam.engine.skeleton import skeleton
 from medcam.engine.sweep import Setting, Wish, sweep
 from medcam.engine.targets import as_target
-from medcam.errors import UsageError
-
-AnyTarget = SupportsIndex | Iterable[SupportsIndex] | str | Target | Unsettled | Settled | None
 
 
 def relevance(
@@ -99,7 +99,7 @@ def relevances(
     Parameters and errors are those of `relevance`.
     """
     wishes = [Wish(*_method(method)) for method in methods]
-    _check_inputs(inputs)
+    check_inputs(inputs)
     asked = [
         as_target(
             target, score=score, activation=activation, output=output, input_shape=tuple(inputs.shape), network=model,
@@ -112,34 +112,44 @@ def relevances(
         notes.append(
             "The network is in training mode, so dropout and batch statistics act; model.eval() turns them off."
         )
+    listed: tuple[Layer, ...] = ()
     known: tuple[Layer, ...] = ()
     if any(wish.explainer.looks_at_layer for wish in wishes):
-        known = _resolved(model, inputs, layers, output)
+        if not all(isinstance(layer, Layer) for layer in layers):
+            listed = feature_layers(model, inputs, output=output)
+        known = tuple(_known(model, inputs, listed, layer) for layer in layers)
     with skeleton(model) as copied, torch.inference_mode(False):
         setting = Setting(copied, inputs, known, 4, seed, tuple(notes), tuple(class_names))
-        return sweep(setting, asked, wishes)
+        try:
+            found = sweep(setting, asked, wishes)
+            silent = any(one.says_nothing for one in found)
+        except IndependentError:
+            if None not in layers:
+                raise
+            found, silent = [], True
+        if None in layers and silent:
+            known = _speaking(copied, inputs, listed, layers, known, asked[0])
+            if known != setting.layers or not found:
+                found = sweep(replace(setting, layers=known), asked, wishes)
+    return [one.relevance for one in found]
 
 
-def _resolved(
-    model: nn.Module, inputs: Tensor, layers: Sequence[str | Layer | None], output: str | int | None
-) -> tuple[Layer, ...]:
-    """Return the layers that were named, the default for None."""
-    if all(isinstance(layer, Layer) for layer in layers):
-        return tuple(layer for layer in layers if isinstance(layer, Layer))
-    listed = feature_layers(model, inputs, output=output)
-    return tuple(
-        layer if isinstance(layer, Layer)
-        else candidates(listed)[0] if layer is None
-        else layer_named(model, inputs, listed, layer)
-        for layer in layers
-    )  # fmt: skip
+def _known(model: nn.Module, inputs: Tensor, listed: Sequence[Layer], layer: str | Layer | None) -> Layer:
+    if isinstance(layer, Layer):
+        return layer
+    return candidates(listed)[0] if layer is None else layer_named(model, inputs, listed, layer)
+
+
+def _speaking(
+    copied: nn.Module, inputs: Tensor, listed: Sequence[Layer], layers: Sequence[str | Layer | None],
+    known: tuple[Layer, ...], asked: Unsettled,
+) -> tuple[Layer, ...]:  # fmt: skip
+    """Return the layers with a better one in place of a default whose gradient is zero or cancels."""
+    better = speaking_layer(copied, inputs, listed, asked)
+    if better is None:
+        return known
+    return tuple(better if layer is None else one for layer, one in zip(layers, known, strict=True))
 
 
 def _method(method: str | Explainer) -> tuple[str, Explainer]:
     return ("a method of the caller's own", method) if isinstance(method, Explainer) else (method, method_named(method))
-
-
-def _check_inputs(inputs: object) -> None:
-    if not isinstance(inputs, Tensor) or inputs.ndim not in (4, 5) or inputs.shape[0] == 0:
-        given = tuple(inputs.shape) if isinstance(inputs, Tensor) else type(inputs).__name__
-        raise UsageError(f"the input should be a tensor of samples, channels and 2 or 3 spatial axes, not {given}")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from math import prod
 
 import torch
 from jaxtyping import Float
@@ -63,7 +64,15 @@ class Draft:
     calls: int
 
 
-def sweep(setting: Setting, targets: Sequence[Unsettled], wishes: Sequence[Wish]) -> list[Relevance]:
+@dataclass(frozen=True, eq=False)
+class Answered:
+    """An answer, and whether the score's gradient at its layer says nothing for any sample: it is zero, or its means cancel."""
+
+    relevance: Relevance
+    says_nothing: bool
+
+
+def sweep(setting: Setting, targets: Sequence[Unsettled], wishes: Sequence[Wish]) -> list[Answered]:
     """Return the answer for every target, method and layer, in this order; a method without a layer answers once.
 
     Methods that need the same kind of pass share it; of a shared pass each target needs one backward.
@@ -75,14 +84,15 @@ def sweep(setting: Setting, targets: Sequence[Unsettled], wishes: Sequence[Wish]
     return finish(setting, [drafts[place] for place in sorted(drafts)])
 
 
-def finish(setting: Setting, drafts: Sequence[Draft]) -> list[Relevance]:
+def finish(setting: Setting, drafts: Sequence[Draft]) -> list[Answered]:
     """Return the answers that were drafted, with words for what was found; all that must be read from the device is read at once."""
     numbers = torch.cat([draft.facts.flatten() for draft in drafts]).tolist()
     results = []
     for draft in drafts:
         rows, width = draft.facts.shape
         own, numbers = numbers[: rows * width], numbers[rows * width :]
-        results.append(_finished(setting, draft, [own[n * width : (n + 1) * width] for n in range(rows)]))
+        numbered = [own[n * width : (n + 1) * width] for n in range(rows)]
+        results.append(Answered(_finished(setting, draft, numbered), _says_nothing(draft, numbered)))
     return results
 
 
@@ -236,6 +246,11 @@ def _finished(setting: Setting, draft: Draft, rows: Sequence[Sequence[float]]) -
         draft.wish.name, classes if classes[0] >= 0 else (), draft.scores, draft.probabilities, tuple(notes), target.score,
         target.described(of_target, setting.class_names), setting.seed,
     )  # fmt: skip
+
+
+def _says_nothing(draft: Draft, rows: Sequence[Sequence[float]]) -> bool:
+    cells = prod(draft.values.shape[1:])
+    return all(size == 0 or doubts.cancels(size, mean, draft.dtype, cells) for _, _, size, mean, *_ in rows)
 
 
 def _about_layer(draft: Draft, cells: tuple[int, ...]) -> list[str]:
