@@ -148,12 +148,11 @@ def sliced(place: Place, at: int, first: int, count: int, step: int) -> Place | 
         if step != 1 or inside != (0, held):
             return None
         return place._replace(dims=_with(place.dims, at, Dim(dim.runs, lead, max(end - dim.lead - held, 0))))
-    if line_of(dim) is not None:
+    if (first, count, step) == (0, held, 1):
+        return place
+    outer, inner = dim.runs[0], held // dim.runs[0].length
+    if len(dim.runs) == 1 or step != 1 or outer.roll or first % inner or count % inner:
         return resampled(place, at, count, float(step), float(first))
-    inner = held // dim.runs[0].length
-    if step != 1 or dim.runs[0].roll or first % inner or count % inner:
-        return None
-    outer = dim.runs[0]
     start = _moved(place.start, outer.axis, outer.step * (first // inner)) if outer.axis != NOWHERE else place.start
     runs = _joined([outer._replace(length=count // inner), *dim.runs[1:]])
     return place._replace(start=start, dims=_with(place.dims, at, Dim(runs)))

@@ -60,7 +60,10 @@ def carried_out(f: Callable[[Tensor], Tensor], shape: tuple[int, ...]) -> np.nda
 
 
 def agree(
-    f: Callable[[Tensor], Tensor], shape: tuple[int, ...], inner: Callable[[np.ndarray], np.ndarray] | None = None
+    f: Callable[[Tensor], Tensor],
+    shape: tuple[int, ...],
+    inner: Callable[[np.ndarray], np.ndarray] | None = None,
+    near: float = 1e-9,
 ) -> None:
     """`f` on lines and on coordinates gives the same positions (`inner` picks the cells far enough from the border)."""
     batch = (len(shape) - 1, *shape[1:])
@@ -74,7 +77,7 @@ def agree(
         grid = (*ghost.shape[1:], len(shape) - 2)
         found, expected = inner(found.reshape(grid)), inner(expected.reshape(grid))
     assert np.isfinite(expected).any()
-    np.testing.assert_allclose(found, expected, atol=1e-9)
+    np.testing.assert_allclose(found, expected, rtol=0, atol=near)
 
 
 def uniform(network: nn.Module) -> nn.Module:
@@ -301,8 +304,8 @@ MOVES: dict[str, Callable[[Tensor, int], Tensor]] = {
     "swap": lambda x, n: x.transpose(1 + n % (x.ndim - 1), x.ndim - 1),
     "break": lambda x, n: _broken(x, 1 + n % (x.ndim - 1)),
     "join": lambda x, n: x.flatten(1 + n % max(x.ndim - 2, 1), 2 + n % max(x.ndim - 2, 1)) if x.ndim > 2 else x,
-    "every second": lambda x, n: x.narrow(1 + n % (x.ndim - 1), 0, x.shape[1 + n % (x.ndim - 1)] // 2 * 2).unflatten(
-        1 + n % (x.ndim - 1), (-1, 2)).select(2 + n % (x.ndim - 1), n % 2),
+    "half": lambda x, n: x.narrow(1 + n % (x.ndim - 1), 0, -(-x.shape[1 + n % (x.ndim - 1)] // 2)),
+    "every second": lambda x, n: x.movedim(1 + n % (x.ndim - 1), 1)[:, n % 2 if x.shape[1 + n % (x.ndim - 1)] > 1 else 0 :: 2],
     "add an axis": lambda x, n: x.unsqueeze(1 + n % x.ndim),
     "relu": lambda x, _: x.relu(),
     "mean": lambda x, n: x.mean(1 + n % (x.ndim - 1), keepdim=True) if x.ndim > 2 else x,
@@ -311,11 +314,11 @@ MOVES: dict[str, Callable[[Tensor, int], Tensor]] = {
 
 def _broken(x: Tensor, at: int) -> Tensor:
     n = x.shape[at]
-    factor = next((f for f in (2, 3, 5) if n % f == 0), n)
+    factor = next((f for f in (2, 3, 5) if n % f == 0), max(n, 1))
     return x.unflatten(at, (n // factor, factor))
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(st.lists(st.tuples(st.sampled_from(sorted(MOVES)), st.integers(0, 5)), max_size=7))
 def test_any_sequence_of_moves_keeps_each_entry_at_its_place(steps: list[tuple[str, int]]) -> None:
     def f(x: Tensor) -> Tensor:
@@ -325,5 +328,7 @@ def test_any_sequence_of_moves_keeps_each_entry_at_its_place(steps: list[tuple[s
 
     shape = (3, 2, 6, 4)
     place = at_of(ghost_of(f, shape)).place
-    if place is not None:  # what cannot be said by lines is lost, never wrong
-        agree(f, (1, *shape[1:]))
+    # What cannot be said by lines is lost, never wrong; except that copies of a cell may share its room, half a cell away at most.
+    if place is not None:
+        near = 0.5 if any(name == "half" for name, _ in steps) else 1e-9
+        agree(f, (1, *shape[1:]), near=near)
