@@ -90,21 +90,12 @@ def augmented_relevance(
     def explain(version: Tensor, _flip: Flip) -> Cells:
         asked: Any = list(answers[0].classes) if answers and answers[0].classes else target
         where = answers[0].layer if answers and answers[0].layer else layer
-        answers.append(
-            relevance(
-                model,
-                version,
-                layer=where,
-                target=asked,
-                method=method,
-                score=score,
-                activation=activation,
-                output=output,
-                class_names=class_names,
-                seed=seed,
-            )  # fmt: skip
-        )
-        return _cells(answers[-1])
+        found = relevance(
+            model, version, layer=where, target=asked, method=method, score=score, activation=activation,
+            output=output, class_names=class_names, seed=seed,
+        )  # fmt: skip
+        answers.append(found)
+        return _cells(found)
 
     averaged = augmented(explain, inputs, flips=flips, factors=factors)
     first = answers[0]

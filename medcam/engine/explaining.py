@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from medcam.engine.answer import Relevance
 from medcam.engine.asked import AnyTarget, check_inputs
+from medcam.engine.budget import copies_within
 from medcam.engine.capture import IndependentError
 from medcam.engine.explainer import Explainer
 from medcam.engine.layers import Layer, candidates, feature_layers, layer_named
@@ -34,6 +35,7 @@ def relevance(
     output: str | int | None = None,
     class_names: Sequence[str] = (),
     seed: int = 0,
+    memory_mb: float | int | None = None,
 ) -> Relevance:
     """Explain a network's score for each sample of a batch, as if it were alone.
 
@@ -63,6 +65,8 @@ def relevance(
         In the order of output channels, for targets in words and for the name of what was explained.
     seed
         Of methods that draw random numbers.
+    memory_mb
+        About how much memory perturbed copies of the input may take at once; see `medcam.engine.budget`. It moves the last bits of a result.
 
     Raises
     ------
@@ -73,7 +77,7 @@ def relevance(
     """
     (found,) = relevances(
         model, inputs, methods=[method], targets=[target], layers=[layer], score=score, activation=activation,
-        output=output, class_names=class_names, seed=seed,
+        output=output, class_names=class_names, seed=seed, memory_mb=memory_mb,
     )  # fmt: skip
     return found
 
@@ -90,6 +94,7 @@ def relevances(
     output: str | int | None = None,
     class_names: Sequence[str] = (),
     seed: int = 0,
+    memory_mb: float | int | None = None,
 ) -> list[Relevance]:
     """Answer for every target, method and layer, in this order, from as few passes as these need.
 
@@ -119,7 +124,8 @@ def relevances(
             listed = feature_layers(model, inputs, output=output)
         known = tuple(_known(model, inputs, listed, layer) for layer in layers)
     with skeleton(model) as copied, torch.inference_mode(False):
-        setting = Setting(copied, inputs, known, 4, seed, tuple(notes), tuple(class_names))
+        copies = copies_within(memory_mb, inputs, listed or known)
+        setting = Setting(copied, inputs, known, copies, seed, tuple(notes), tuple(class_names))
         try:
             found = sweep(setting, asked, wishes)
             silent = any(one.says_nothing for one in found)
