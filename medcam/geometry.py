@@ -6,18 +6,19 @@ index names the centre of a voxel, so a grid reaches half a voxel beyond its fir
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, Float, Num
 
 from medcam.errors import GeometryError
+from medcam.interpolation import NEGLIGIBLE_VOXELS, Slab, axis_pairs, sampler, slabs
 
 _LETTERS = (("L", "R"), ("P", "A"), ("I", "S"))
-# Below this many voxels of the other grid a mapped position counts as unmoved: far under what any display or measure can see.
-_NEGLIGIBLE_VOXELS = 1e-3
-# Up to this many samples along an axis one matrix product beats picking and blending neighbours.
-_DENSE_AXIS = 64
+# The share of a value that was not looked at above which a voxel counts as not looked at.
+_NO_SHARE = 1e-6
 
 
 @dataclass(frozen=True, eq=False)
@@ -138,40 +139,55 @@ def index_map(onto: Grid, source: Grid) -> Float[np.ndarray, "4 4"]:
 
 def covers(grid: Grid, onto: Grid) -> Bool[np.ndarray, "i j k"]:
     """Tell for each voxel of `onto` whether its centre lies in a voxel of `grid`."""
-    matrix = index_map(onto, grid)
+    beyond = _beyond(grid, onto)
     inside = np.ones(onto.shape, bool)
-    if (axes := _axis_pairs(matrix, onto.shape)) is not None:
-        for axis, target in enumerate(axes):
-            position = matrix[axis, target] * np.arange(onto.shape[target]) + matrix[axis, 3]
-            inside &= _along(_within(position, grid.shape[axis]), target)
-        return inside
-    for axis, n in enumerate(grid.shape):
-        i, j, k = (matrix[axis, a] * np.arange(onto.shape[a]) for a in range(3))
-        in_plane = i[:, None] + j + matrix[axis, 3]
-        # One slice at a time: a position is a sum of three terms, and the whole volume of them in float64 would dwarf the result.
-        for slice_index, step in enumerate(k):
-            inside[:, :, slice_index] &= _within(in_plane + step, n)
+    for slab in slabs(onto.shape, 0):
+        for index in beyond(slab):
+            inside[slab][index] = False
     return inside
+
+
+def _beyond(grid: Grid, onto: Grid) -> Callable[[Slab], list[Any]]:
+    """Return what gives, for a slab of `onto`, indices into that slab of all voxels whose centres lie in no voxel of `grid`."""
+    matrix, shape = index_map(onto, grid), onto.shape
+    if (axes := axis_pairs(matrix, shape)) is not None:
+        # Where the grids are aligned, what lies outside are the first and last few lines of each axis.
+        inside = {
+            target: _within(matrix[axis, target] * np.arange(shape[target]) + matrix[axis, 3], grid.shape[axis])
+            for axis, target in enumerate(axes)
+        }
+        cut_off = {axis: line for axis, line in inside.items() if not line.all()}
+
+        def lines(slab: Slab) -> list[Any]:
+            return [
+                (slice(None),) * axis + (ends,)
+                for axis, line in cut_off.items()
+                for ends in _ends(line[slab[axis]] if axis < len(slab) else line)
+            ]
+
+        return lines
+
+    def mask(slab: Slab) -> list[Any]:
+        places = [np.arange(n)[slab[axis]] if axis < len(slab) else np.arange(n) for axis, n in enumerate(shape)]
+        covered = np.ones([len(place) for place in places], bool)
+        for axis, n in enumerate(grid.shape):
+            i, j, k = (matrix[axis, a] * place for a, place in enumerate(places))
+            covered &= _within((i[:, None, None] + j[:, None]) + (k + matrix[axis, 3]), n)
+        return [] if covered.all() else [~covered]
+
+    return mask
+
+
+def _ends(inside: np.ndarray) -> list[slice]:
+    """Return what lies before the first and behind the last that is inside; all if none is."""
+    found = np.flatnonzero(inside)
+    first, last = (found[0], found[-1] + 1) if len(found) else (len(inside), len(inside))
+    return [ends for ends in (slice(0, first), slice(last, len(inside))) if ends.start < ends.stop]
 
 
 def _within(position: np.ndarray, n: int) -> np.ndarray:
-    inside: np.ndarray = (position >= -0.5 - _NEGLIGIBLE_VOXELS) & (position <= n - 0.5 + _NEGLIGIBLE_VOXELS)
+    inside: np.ndarray = (position >= -0.5 - NEGLIGIBLE_VOXELS) & (position <= n - 0.5 + NEGLIGIBLE_VOXELS)
     return inside
-
-
-def _along(values: np.ndarray, axis: int) -> np.ndarray:
-    """Return a 1D array as one that broadcasts along one axis of three."""
-    shape = [1, 1, 1]
-    shape[axis] = -1
-    return values.reshape(shape)
-
-
-def _axis_pairs(matrix: np.ndarray, shape: tuple[int, int, int]) -> list[int] | None:
-    """Return for each axis of the one grid the axis of the other, of `shape`, that runs along it; None if any is oblique to them."""
-    reach = np.abs(matrix[:3, :3]) * np.array(shape, float)
-    main = [int(a) for a in np.argmax(reach, axis=1)]
-    separable = ((reach > _NEGLIGIBLE_VOXELS).sum(axis=1) <= 1).all() and sorted(main) == [0, 1, 2]
-    return main if separable else None
 
 
 def resample(
@@ -211,69 +227,22 @@ def resample(
     values = np.asarray(values, np.float32)
     if values.shape != grid.shape:
         raise GeometryError(f"values of shape {values.shape} cannot lie on a grid of shape {grid.shape}")
-    matrix = index_map(onto, grid)
+    matrix, hidden = index_map(onto, grid), None
     unseen = np.isnan(values)
     if unseen.any():
-        values = np.where(unseen, 0, values)
-        blind = _interpolate(unseen.astype(np.float32), matrix, onto.shape, nearest) > 1e-6
-    else:
-        blind = None
-    result = _interpolate(values, matrix, onto.shape, nearest)
-    if blind is not None:
-        result[blind] = np.nan
-    inside = covers(grid if within is None else within, onto)
-    if not inside.all():
-        result[~inside] = outside
-    return result
-
-
-def _interpolate(
-    values: np.ndarray, values_from_result: np.ndarray, shape: tuple[int, int, int], nearest: bool
-) -> np.ndarray:
-    linear, shift = values_from_result[:3, :3], values_from_result[:3, 3]
-    # Where each axis of the result runs along one axis of the values, interpolation separates: the cost of a copy or two.
-    if (axes := _axis_pairs(values_from_result, shape)) is not None:
-        result = np.ascontiguousarray(values.transpose(np.argsort(axes)))
-        # Growing the axis that grows least first keeps every intermediate small.
-        for axis in sorted(range(3), key=lambda a: shape[axes[a]] / values.shape[a]):
-            position = linear[axis, axes[axis]] * np.arange(shape[axes[axis]]) + shift[axis]
-            result = _interpolate_axis(result, axes[axis], position, nearest)
-        return result
-    from scipy.ndimage import affine_transform
-
-    result = np.empty(shape, np.float32)
-    affine_transform(values, linear, shift, shape, output=result, order=0 if nearest else 1, mode="nearest")
-    return result
-
-
-def _interpolate_axis(values: np.ndarray, axis: int, position: np.ndarray, nearest: bool) -> np.ndarray:
-    n = values.shape[axis]
-    position = np.clip(position, 0, n - 1)
-    result: np.ndarray
-    if nearest:
-        result = values.take(np.floor(position + 0.5).astype(np.intp).clip(0, n - 1), axis=axis)
-        return result
-    low = np.minimum(np.floor(position).astype(np.intp), max(n - 2, 0))
-    share = (position - low).astype(np.float32)
-    if n == 1 or not share.any():
-        result = values.take(low, axis=axis)
-        return result
-    if n <= _DENSE_AXIS:
-        weights = np.zeros((len(position), n), np.float32)
-        rows = np.arange(len(position))
-        weights[rows, low] = 1 - share
-        weights[rows, low + 1] += share
-        # Each product leaves its result contiguous.
-        if axis == 2:
-            result = values @ weights.T
-        else:
-            flat = values.reshape(n, -1) if axis == 0 else values
-            result = np.matmul(weights, flat).reshape(*values.shape[:axis], len(position), *values.shape[axis + 1 :])
-        return result
-    share = _along(share, axis)
-    result = values.take(low, axis=axis)
-    result *= 1 - share
-    upper = values.take(low + 1, axis=axis)
-    upper *= share
-    result += upper
+        values = np.where(unseen, np.float32(0), values)
+        _, hidden = sampler(unseen.astype(np.float32), matrix, onto.shape, nearest)
+    cut, sample = sampler(values, matrix, onto.shape, nearest)
+    beyond = _beyond(grid if within is None else within, onto)
+    result = np.empty(onto.shape, np.float32)
+    # Slab by slab, so that beside the result there is nothing of its size.
+    for slab in cut:
+        part = result[slab]
+        sample(slab, part)
+        if hidden is not None:
+            share = np.empty_like(part)
+            hidden(slab, share)
+            part[share > _NO_SHARE] = np.nan
+        for index in beyond(slab):
+            part[index] = outside
     return result

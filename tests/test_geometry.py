@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import time
+import tracemalloc
+from collections.abc import Callable
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -10,6 +14,7 @@ from nibabel.orientations import aff2axcodes
 from scipy.ndimage import map_coordinates
 
 from conftest import blob, oblique_grid
+from medcam import interpolation
 from medcam.errors import GeometryError
 from medcam.geometry import Grid, covers, resample
 
@@ -161,3 +166,138 @@ def test_a_grid_is_a_frozen_value() -> None:
     assert grid != oblique_grid(frame="1.2")
     with pytest.raises(ValueError, match="read-only"):
         grid.affine[0, 0] = 2
+
+
+def aligned(axes: tuple[int, int, int], signs: tuple[int, int, int]) -> np.ndarray:
+    """The turn that takes index axis a of one grid to axis `axes[a]` of another one, backwards where the sign is -1."""
+    turn = np.zeros((3, 3))
+    turn[list(axes), range(3)] = signs
+    return turn
+
+
+ALIGNED = [
+    ((6, 5, 4), (70, 61, 33), (0, 1, 2), (1, 1, 1)),  # a coarse map on a volume
+    ((6, 5, 4), (33, 70, 61), (2, 0, 1), (-1, 1, -1)),  # of which few planes are held
+    ((70, 66, 5), (41, 90, 30), (1, 0, 2), (1, -1, 1)),  # from more samples than a matrix product is good for
+    ((90, 40, 30), (20, 80, 11), (0, 2, 1), (1, 1, 1)),
+    ((9, 7, 1), (50, 40, 1), (0, 1, 2), (1, 1, 1)),  # one slice
+]
+
+
+@pytest.mark.parametrize(("shape", "onto_shape", "axes", "signs"), ALIGNED)
+@pytest.mark.parametrize("nearest", [False, True])
+def test_aligned_grids_are_resampled_to_a_millionth(
+    shape: tuple[int, int, int],
+    onto_shape: tuple[int, int, int],
+    axes: tuple[int, int, int],
+    signs: tuple[int, int, int],
+    nearest: bool,
+) -> None:
+    """Against interpolation along one axis after the other in float64, on a grid that reaches beyond the values' outermost centres."""
+    grid = oblique_grid(shape)
+    step = np.array([shape[axes[a]] / onto_shape[a] for a in range(3)])
+    affine = np.eye(4)
+    affine[:3, :3] = aligned(axes, signs) @ np.diag(step)
+    affine[:3, 3] = [
+        (shape[axis] - 1 if signs[axes.index(axis)] < 0 else 0) + 0.31 * (shape[axis] > 1) for axis in range(3)
+    ]
+    onto = Grid(onto_shape, grid.affine @ affine)
+    values = np.random.default_rng(3).normal(size=shape).astype(np.float32)
+    expected = values.astype(np.float64)
+    for a, axis in enumerate(axes):
+        position = (affine[axis, a] * np.arange(onto_shape[a]) + affine[axis, 3]).clip(0, shape[axis] - 1)
+        if nearest:
+            expected = expected.take(np.floor(position + 0.5).astype(int), axis)
+        else:
+            at = np.arange(shape[axis])
+            expected = np.apply_along_axis(lambda row, at=at, to=position: np.interp(to, at, row), axis, expected)
+    found = resample(values, grid, onto, nearest=nearest, within=Grid(onto_shape, onto.affine))
+    np.testing.assert_allclose(found, expected.transpose(axes), rtol=0, atol=1e-6 * np.abs(values).max())
+
+
+def test_a_voxel_on_a_centre_keeps_its_value_to_the_bit() -> None:
+    grid = oblique_grid((70, 6, 5))
+    values = (10.0 ** np.random.default_rng(4).uniform(-6, 6, grid.shape)).astype(np.float32)
+    np.testing.assert_array_equal(resample(values, grid, grid), values)
+    finer = np.eye(4)
+    finer[:3, :3] = np.diag([0.5, 0.5, 0.5])
+    found = resample(values, grid, Grid((139, 11, 9), grid.affine @ finer))
+    np.testing.assert_array_equal(found[::2, ::2, ::2], values)
+
+
+def cases() -> dict[str, tuple[np.ndarray, Grid, Grid, Grid | None]]:
+    """A coarse map, its cells, a volume, and what the map speaks for: all inside, partly outside, partly not looked at, oblique."""
+    volume = oblique_grid((160, 96, 60))
+    cells = volume.coarsened((10, 6, 4), (16.0, 16.0, 15.0), (7.5, 7.5, 7.0))
+    part = volume.coarsened((10, 6, 4), (11.0, 12.0, 13.0), (20.0, 9.0, 7.5))
+    turn = np.eye(4)
+    turn[:2, :2] = [[0.96, -0.28], [0.28, 0.96]]
+    turned = Grid(cells.shape, volume.affine @ turn @ np.linalg.inv(volume.affine) @ cells.affine)
+    flat = oblique_grid((24, 160, 150))
+    values = np.random.default_rng(5).normal(size=cells.shape).astype(np.float32)
+    holed = values.copy()
+    holed[2, 3, 1] = np.nan
+    return {
+        "inside": (values, cells, volume, volume),
+        "partly outside": (values, part, volume, None),
+        "partly not looked at": (holed, cells, volume, volume),
+        "of few planes": (values, flat.coarsened((10, 6, 4), (2.4, 27.0, 37.0), (0.7, 13.0, 18.0)), flat, flat),
+        "oblique": (values, turned, volume, None),
+        "oblique, partly not looked at": (holed, turned, volume, None),
+    }
+
+
+@pytest.mark.parametrize("case", list(cases()))
+def test_beside_the_result_nothing_of_its_size_is_held(case: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The goal is 1.1 for a whole-body volume; slabs are made as small here as they are beside that."""
+    monkeypatch.setattr(interpolation, "_SLAB_VOXELS", 2**13)
+    values, grid, onto, within = cases()[case]
+    resample(values, grid, onto, within=within)
+    tracemalloc.start()
+    result = resample(values, grid, onto, within=within)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak <= 1.1 * result.nbytes
+
+
+@pytest.mark.parametrize("case", list(cases()))
+@pytest.mark.parametrize("voxels", [1, 5000, 10**9])
+def test_a_result_does_not_depend_on_the_slabs_that_it_is_made_in(
+    case: str, voxels: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    values, grid, onto, within = cases()[case]
+    onto = Grid((31, 29, 23), onto.coarsened((31, 29, 23), (5.2, 3.3, 2.5), (0.0, 0.0, 0.0)).affine)
+    expected, covered = resample(values, grid, onto, within=within), covers(grid, onto)
+    monkeypatch.setattr(interpolation, "_SLAB_VOXELS", voxels)
+    np.testing.assert_array_equal(resample(values, grid, onto, within=within), expected)
+    np.testing.assert_array_equal(covers(grid, onto), covered)
+
+
+@pytest.mark.parametrize("case", ["inside", "partly outside", "oblique"])
+def test_what_is_covered_is_told_voxel_by_voxel(case: str) -> None:
+    _, grid, volume, _ = cases()[case]
+    onto = volume.coarsened((14, 8, 11), (13.0, 17.0, 7.0), (-9.0, -7.0, -5.0))
+    index = np.stack(np.meshgrid(*[np.arange(n) for n in onto.shape], indexing="ij"), -1)
+    where = grid.index(onto.world_mm(index))
+    inside = ((where > -0.5) & (where < np.array(grid.shape) - 0.5)).all(-1)
+    edge = ((np.abs(where + 0.5) < 0.01) | (np.abs(where + 0.5 - grid.shape) < 0.01)).any(-1)
+    found = covers(grid, onto)
+    assert 0 < inside.sum() < inside.size
+    np.testing.assert_array_equal(found[~edge], inside[~edge])
+    assert not covers(grid, Grid(onto.shape, onto.affine + np.pad([[9e3], [0], [0]], ((0, 1), (3, 0))))).any()
+
+
+def seconds(call: Callable[[], object]) -> float:
+    start = time.process_time()
+    call()
+    return time.process_time() - start
+
+
+def test_a_coarse_map_is_placed_in_the_time_of_a_few_copies() -> None:
+    """On a quiet machine 512 x 512 x 300 takes about as long as one copy of the result; this bound holds on a busy one."""
+    volume = oblique_grid((256, 224, 200))
+    cells = volume.coarsened((8, 7, 6), (32.0, 32.0, 33.0), (15.5, 15.5, 17.0))
+    values = np.random.default_rng(6).normal(size=cells.shape).astype(np.float32)
+    result = resample(values, cells, volume, within=volume)
+    ratios = [seconds(lambda: resample(values, cells, volume, within=volume)) / seconds(result.copy) for _ in range(5)]
+    assert min(ratios) < 4

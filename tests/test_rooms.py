@@ -15,7 +15,8 @@ HOME = Path(medcam.__file__).parent
 # What each room may import of medcam, besides itself. `errors` is open to all.
 MAY_KNOW = {
     "errors": set(),
-    "geometry": set(),
+    "interpolation": set(),
+    "geometry": {"interpolation"},
     "recipe": set(),
     "whole_file": set(),
     "lesion_net": set(),
