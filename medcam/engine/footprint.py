@@ -10,7 +10,7 @@ extended linearly, so borders do not bend the answer. No data is touched: `ghost
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -75,14 +75,18 @@ class Reach:
     Parameters
     ----------
     head
-        When the last module with weights of its own began that it went through.
-    cells
-        When the last feature map ended whose cells it was made from. Of a network that reads a class token only, that is one before the
-        last attention: what comes later moves no score.
+        When the last module with weights of its own ran that it went through.
+    made_of
+        The feature maps whose cells it was made of, one bit for each `Seen.tensor`. Of a network that reads a class token only, none behind
+        the last attention is: what becomes of the other tokens there moves no score.
     """
 
     head: int
-    cells: int
+    made_of: int
+
+    def includes(self, seen: Seen) -> bool:
+        """Tell whether it was made of the cells of a feature map."""
+        return bool(self.made_of >> seen.tensor & 1)
 
 
 @dataclass(frozen=True, eq=False)
@@ -103,8 +107,16 @@ class Probe:
 
     def reach(self, output: Any) -> Reach:
         """Return what a tensor of `self.output` (or all in a tuple, list or dictionary) depends on."""
-        every = [at_of(item) for item in _tensors(output) if hasattr(item, "_medcam_at")]
-        return Reach(max((at.head for at in every), default=0), max((at.mark for at in every), default=0))
+        head, made_of = 0, 0
+        for item in _tensors(output):
+            if hasattr(item, "_medcam_at"):
+                head, made_of = max(head, at_of(item).head), made_of | at_of(item).made_of
+        return Reach(head, made_of)
+
+    def reach_of(self, scores: Callable[[Any], Any]) -> Reach:
+        """Return what the scores depend on that a function makes of the output; a choice that it makes by values is made by no value."""
+        with torch.inference_mode(), Walk(_RULES, POINTWISE):
+            return self.reach(scores(self.output))
 
 
 def probe(network: nn.Module, inputs: Float[Tensor, "b c *s"]) -> Probe:
@@ -169,8 +181,8 @@ class _Witness:
                 self._clock += 1
                 for item in (output,) if isinstance(output, Tensor) else _tensors(output):
                     if hasattr(item, "_medcam_at"):
-                        place, mark, lead, _, version = item._medcam_at
-                        item._medcam_at = At(place, mark, lead, self._clock, version)
+                        place, made_of, lead, _, version = item._medcam_at
+                        item._medcam_at = At(place, made_of, lead, self._clock, version)
             if name:
                 self._note(name, kind, output)
 
@@ -180,7 +192,7 @@ class _Witness:
         for item in output if isinstance(output, (tuple, list)) else (output,):
             if not hasattr(item, "_medcam_at") or not item.dtype.is_floating_point:
                 continue
-            place, _, lead, head, version = item._medcam_at
+            place, made_of, lead, head, version = item._medcam_at
             shape = tuple(item.shape)
             # Places are few and shared: one is read once, and kept so that its id stays its own.
             known = (id(place), shape)
@@ -193,7 +205,7 @@ class _Witness:
             self._alive.append(item)  # so that no later tensor gets its id
             number = self._tensors.setdefault((id(item), version), len(self._tensors))
             self.seen.append(Seen(name, kind, shape, found[0], found[1], self._clock, number))
-            item._medcam_at = At(place, self._clock, lead, head, version)
+            item._medcam_at = At(place, made_of | 1 << number, lead, head, version)
             return
 
 

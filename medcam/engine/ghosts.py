@@ -21,13 +21,13 @@ from medcam.engine.places import Place
 class At(NamedTuple):
     """What a ghost carries.
 
-    `mark` is when the last feature map ended whose cells its entries come from, `lead` the same for its entries without a place: a class
-    token knows the cells of the attention that it last took part in. `head` is when the last module with weights ran that it went
+    `made_of` are the feature maps whose cells its entries come from, one bit for each, `lead` the same for its entries without a place: a
+    class token knows the cells of the attentions that it took part in. `head` is when the last module with weights ran that it went
     through, `version` counts the operations in place.
     """
 
     place: Place | None
-    mark: int = 0
+    made_of: int = 0
     lead: int = 0
     head: int = 0
     version: int = 0
@@ -139,7 +139,7 @@ class Call(NamedTuple):
         """Return a new ghost with that place, knowing what the operation's ghosts knew."""
         at = at_of(self.ghosts[0]) if len(self.ghosts) == 1 else joint(self.ghosts)
         if place is not at.place:
-            at = At(place, at.mark, at.lead, at.head, at.version)
+            at = At(place, at.made_of, at.lead, at.head, at.version)
         return self.walk.ghost(shape, self.ghosts[0], at, dtype)
 
     def named(self, name: str, default: Any = None) -> Any:
@@ -177,6 +177,6 @@ def joint(ghosts: list[Tensor]) -> At:
     first = every[0]
     for at in every[1:]:
         if at[1:4] != first[1:4]:
-            mark, lead, head = map(max, first[1:4], at[1:4])
-            first = At(first.place, mark, lead, head, first.version)
+            made_of, lead = first.made_of | at.made_of, first.lead | at.lead
+            first = At(first.place, made_of, lead, max(first.head, at.head), first.version)
     return first

@@ -164,7 +164,7 @@ def _listed(seen: Sequence[Seen], inputs: Tensor, reach: Reach, classes: int | N
     layers = []
     for n, call in enumerate(kept):
         ended = began[call.tensor]
-        features = n < scores and ended < reach.head and ended <= reach.cells
+        features = n < scores and ended < reach.head and reach.includes(call)
         behind = next((c.name for c in kept[n + 1 :] if "Norm" in c.kind), None)
         layers.append(_layer(call, before_head=features, behind=behind))
     usable = [layer for layer in layers if layer.before_head and max(layer.shape) > 1]
@@ -211,4 +211,4 @@ def _by_running(copied: nn.Module, inputs: Tensor, found: Probe, output: str | i
         for handle in handles:
             handle.remove()
     _, classes = _head(Probe((), result), inputs, output)
-    return _listed(seen, inputs, Reach(clock[1], clock[0]), classes)
+    return _listed(seen, inputs, Reach(clock[1], -1), classes)

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from medcam.engine.ghosts import Call, Rule, at_of, place_of
+from medcam.engine.ghosts import At, Call, Rule, at_of, place_of
 from medcam.engine.places import STILL, Dim, Place, appended, averaged, combined, spread, within_cells
 
 
@@ -28,12 +28,12 @@ def _join(call: Call) -> Any:
         own = [
             hasattr(part, "_medcam_at") and bool(p and p.dims[at].runs) for part, p in zip(parts, places, strict=True)
         ]
-        ats = [at_of(part) for part, has in zip(parts, own, strict=True) if has]
-        rest = [
-            at_of(part).mark for part, has in zip(parts, own, strict=True) if not has and hasattr(part, "_medcam_at")
-        ]
-        lead = max([*rest, *(item.lead for item in ats)])
-        made._medcam_at = at_of(made)._replace(mark=max(item.mark for item in ats), lead=lead)  # type: ignore[attr-defined]
+        made_of, lead = 0, 0
+        for part, has in zip(parts, own, strict=True):
+            at_part = at_of(part) if hasattr(part, "_medcam_at") else At(None)
+            made_of |= at_part.made_of if has else 0
+            lead |= at_part.lead if has else at_part.made_of
+        made._medcam_at = at_of(made)._replace(made_of=made_of, lead=lead)  # type: ignore[attr-defined]
     return made
 
 
@@ -158,7 +158,7 @@ def _attended(call: Call, made: Tensor, values: Tensor) -> Tensor:
     place = place_of(made)
     if place is not None and len(place.dims) > 1 and place.dims[-2].lead and hasattr(values, "_medcam_at"):
         at = at_of(made)
-        made._medcam_at = at._replace(lead=max(at.lead, at_of(values).mark))  # type: ignore[attr-defined]
+        made._medcam_at = at._replace(lead=at.lead | at_of(values).made_of)  # type: ignore[attr-defined]
     return made
 
 

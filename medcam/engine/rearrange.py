@@ -97,7 +97,7 @@ def _part(call: Call, at: int, first: int, count: int, step: int = 1) -> Tensor:
 def _placeless(call: Call, shape: list[int], place: Place) -> Tensor:
     """Return entries that have no place: they know what the class token knows."""
     at = at_of(call.args[0])
-    return call.walk.ghost(shape, call.args[0], at._replace(place=place, mark=at.lead))
+    return call.walk.ghost(shape, call.args[0], at._replace(place=place, made_of=at.lead))
 
 
 def _slice(call: Call) -> Any:

@@ -7,6 +7,7 @@ import pytest
 import torch
 from monai.networks.nets import (
     UNETR,
+    BasicUNetPlusPlus,
     DenseNet121,
     DynUNet,
     EfficientNetBN,
@@ -181,12 +182,24 @@ def test_a_class_token_knows_only_the_cells_that_attention_has_shown_it() -> Non
     found = probe(net, torch.zeros(2, 1, 32, 48))
     logits, hidden = found.output
     assert tuple(logits.shape) == (2, 2)
-    last = {item.name: item.ended for item in found.seen}
-    reach = found.reach(logits)
     # The head reads the class token alone: what the last block does to the others' tokens behind its attention moves no score.
-    assert last["blocks.1.norm1"] < reach.cells < last["blocks.1.attn"]
-    assert reach.head > last["norm"]
-    assert found.reach(hidden).cells == last["blocks.1"]
+    made_of = [item.name for item in found.seen if found.reach(logits).includes(item)]
+    assert {"blocks.0", "blocks.1.norm1", "blocks.1.attn.qkv"} <= set(made_of)
+    assert not {"blocks.1.attn.out_proj", "blocks.1.norm2", "blocks.1", "norm"} & set(made_of)
+    assert found.reach(logits).head > max(item.ended for item in found.seen if item.name == "norm")
+    assert "blocks.1" in [item.name for item in found.seen if found.reach(hidden).includes(item)]
+
+
+def test_each_output_tells_what_it_is_made_of() -> None:
+    net = BasicUNetPlusPlus(2, 1, 2, (4, 4, 8, 8, 16, 4), deep_supervision=True).eval()
+    found = probe(net, torch.zeros(1, 1, 32, 48))
+    for n, output in enumerate(found.output, 1):
+        made_of = {item.name for item in found.seen if found.reach(output).includes(item)}
+        assert {name for name in ("upcat_0_1", "upcat_0_2", "upcat_0_3", "upcat_0_4") if name in made_of} == {
+            f"upcat_0_{m}" for m in range(1, n + 1)
+        }
+    of_score = found.reach_of(lambda outputs: outputs[0][:, 1].mean((1, 2)))
+    assert of_score == found.reach(found.output[0])
 
 
 def test_what_a_module_hands_on_unchanged_is_one_tensor_and_what_is_changed_in_place_is_two() -> None:
