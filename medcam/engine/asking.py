@@ -30,6 +30,7 @@ def cam() -> Explainer:
 
     def explain(study: Study) -> Float[Tensor, "b *t"]:
         activation, slope = study.activation, study.gradient
+        slack = max(_STRAY, 16 * study.rounding)
         mean = slope.flatten(2).mean(2)
         stray = (slope.flatten(2) - mean[..., None]).abs().amax()
 
@@ -38,8 +39,8 @@ def cam() -> Explainer:
 
         none, double = study.scores_from(2, scaled).unbind()
         bend = (double - 2 * study.scores + none).abs().amax()
-        straight = bend <= _STRAY * (double.abs() + none.abs()).amax() + _STRAY
-        if not (bool(stray <= _STRAY * mean.abs().amax()) and bool(straight)):
+        straight = bend <= slack * (double.abs() + none.abs()).amax() + slack
+        if not (bool(stray <= slack * mean.abs().amax()) and bool(straight)):
             raise UsageError(
                 f"layer '{study.layer}' is not averaged and passed to one linear layer, so the original CAM is not defined for it; "
                 "grad-cam is its generalisation"

@@ -9,7 +9,8 @@ from __future__ import annotations
 import copy
 import difflib
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
+from functools import partial
 from typing import Any
 
 import torch
@@ -42,11 +43,12 @@ def skeleton(network: nn.Module) -> Iterator[nn.Module]:
 
 
 def run(network: nn.Module, inputs: Tensor) -> Any:
-    """Call the network, and say in one line what it was given if it does not accept it."""
+    """Call the network, in the autocast that its user has asked for, and say in one line what it was given if it does not accept it."""
     # A tensor born in inference mode cannot enter a graph; a clone made outside that mode can.
     given = inputs.clone() if inputs.is_inference() else inputs
     try:
-        return network(given)
+        with vars(network).get(_PRECISION, nullcontext)():
+            return network(given)
     except (RuntimeError, ValueError, TypeError, IndexError, AssertionError) as error:
         words = str(error).strip().splitlines() or [type(error).__name__]
         raise ModelError(f"the network does not accept an input of shape {tuple(inputs.shape)}: {words[0]}") from error
@@ -93,10 +95,15 @@ def _shared_copy(network: nn.Module) -> nn.Module:
     for module in copied.modules():
         _forget_input(module)
     vars(copied)[_COPY] = True
+    device = next((p.device.type for p in network.parameters()), "cpu")
+    enabled, dtype = torch.is_autocast_enabled(device), torch.get_autocast_dtype(device)
+    vars(copied)[_PRECISION] = partial(torch.autocast, device, dtype=dtype, enabled=enabled)
     return copied
 
 
 _COPY = "_medcam_copy"
+# What medcam itself computes, it computes in single precision; the network runs in the autocast that held where its copy was made.
+_PRECISION = "_medcam_precision"
 
 
 def is_copy(network: nn.Module) -> bool:

@@ -123,6 +123,11 @@ class Study:
         return self._given.features
 
     @property
+    def rounding(self) -> float:
+        """The relative rounding error of the numbers that the layer gives."""
+        return torch.finfo(self._given.native.dtype).eps
+
+    @property
     def gradient(self) -> Float[Tensor, "b c *t"]:
         """The gradient of each sample's own score at the layer's activation.
 

@@ -194,7 +194,8 @@ def draft_of(setting: Setting, clean: Clean, layer: Layer | None, wish: Wish, ta
             f"{wish.name} explains segmentations, and this network's output has no voxels; {wish.name.removeprefix('seg-')} serves it"
         )
     study = study_of(setting, clean, layer, tails, remarks)
-    found = explainer.explain(study) if clean.mean is None else cams.combine(clean.mean.gradient, study.activation)
+    with torch.autocast(setting.inputs.device.type, enabled=False):
+        found = explainer.explain(study) if clean.mean is None else cams.combine(clean.mean.gradient, study.activation)
     cells = as_cells(found, study.footprint)
     values = cells.values.detach()
     # A method that only perturbs the input may leave places out; elsewhere what is not a number is a failure.
