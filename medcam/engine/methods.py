@@ -6,23 +6,47 @@ import ast
 import difflib
 import inspect
 from collections.abc import Callable
+from dataclasses import replace
 from importlib.metadata import entry_points
 
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from medcam.engine import asking, cams, clusters, components, masks, perturbations
 from medcam.engine.ablation import ablation_cam
+from medcam.engine.cells import Cells
 from medcam.engine.explainer import Explainer, rule
+from medcam.engine.study import Study
 from medcam.errors import UsageError
 
 Make = Callable[..., Explainer]
+Suspect = Callable[[Float[Tensor, "b c *t"]], Bool[Tensor, "b c"]]
+
+_NEGATIVE = (
+    "Grad-CAM++ is made for activations behind a ReLU; {value:.0%} of this layer's channels sum to less than zero, where its weights can be "
+    "huge. Choose a layer behind a ReLU, or another method."
+)
+_CROSSING = (
+    "In {value:.0%} of this layer's channels positive and negative activations cancel, where XGrad-CAM's weight does not exist; they take "
+    "Grad-CAM's."
+)
 
 
 def weighing(
-    weights: cams.WeightRule, *, pooled: bool = False, mean_only: bool = False, segmentation: bool = False
+    weights: cams.WeightRule,
+    *,
+    pooled: bool = False,
+    mean_only: bool = False,
+    segmentation: bool = False,
+    suspect: tuple[Suspect, str] | None = None,
 ) -> Make:
-    """Return the row of a rule that gives weights for the activation's channels."""
+    """Return the row of a rule that gives weights for the activation's channels.
+
+    Parameters
+    ----------
+    suspect
+        Which channels the rule is not made for, and what to say of maps with any; `{value:.0%}` is their share.
+    """
 
     def make(*, eigen_smooth: bool = False) -> Explainer:
         def cam(activation: Float[Tensor, "b c *t"], gradient: Float[Tensor, "b c *t"]) -> Float[Tensor, "b *t"]:
@@ -30,7 +54,17 @@ def weighing(
                 return components.eigen_smooth(cams.channel_weights(weights, activation, gradient), activation)
             return cams.cam(weights, activation, gradient)
 
-        return rule(cam, pooled=pooled, mean_only=mean_only and not eigen_smooth, segmentation=segmentation)
+        plain = rule(cam, pooled=pooled, mean_only=mean_only and not eigen_smooth, segmentation=segmentation)
+        if suspect is None:
+            return plain
+        find, sentence = suspect
+
+        def explain(study: Study) -> Float[Tensor, "b *t"] | Cells:
+            share = find(study.activation).float().mean(1)
+            study.note(sentence, where=share > 0, value=share)
+            return plain.explain(study)
+
+        return replace(plain, explain=explain)
 
     make.__doc__ = weights.__doc__
     return make
@@ -61,9 +95,9 @@ def seg_xres_cam(*, window: int | tuple[int, ...] = 2, pooling: str = "mean") ->
 EXPLAINERS: dict[str, Make] = {
     "cam": asking.cam,
     "grad-cam": weighing(cams.grad_cam_weights, pooled=True, mean_only=True),
-    "grad-cam++": weighing(cams.grad_cam_pp_weights),
+    "grad-cam++": weighing(cams.grad_cam_pp_weights, suspect=(cams.negative_channels, _NEGATIVE)),
     "smooth-grad-cam++": asking.smooth_grad_cam_pp,
-    "xgrad-cam": weighing(cams.xgrad_cam_weights),
+    "xgrad-cam": weighing(cams.xgrad_cam_weights, suspect=(cams.crossing_channels, _CROSSING)),
     "hires-cam": weighing(cams.hires_cam_weights),
     "layer-cam": weighing(cams.layer_cam_weights),
     "eigen-cam": eigen_cam,

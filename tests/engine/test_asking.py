@@ -173,7 +173,10 @@ def test_finer_cam_is_grad_cam_of_the_class_less_its_likes(dims: int) -> None:
         nearest = sorted(likeness, key=lambda d: -likeness[d])[:2]
         expected = maps[c][n] - 0.7 * (maps[nearest[0]][n] + maps[nearest[1]][n]) / 2
         torch.testing.assert_close(found.values[n], expected)
-        assert f"Class {c} is compared with the most similar, class {nearest[0]} and class {nearest[1]}" in found.notes[n][0]
+        assert (
+            f"Class {c} is compared with the most similar, class {nearest[0]} and class {nearest[1]}"
+            in found.notes[n][0]
+        )
     with pytest.raises(UsageError, match="ask it about one class"):
         relevance(network, x, layer="block", target=lambda out: out[:, 0], method="finer-cam")
 
@@ -214,7 +217,11 @@ def test_the_closed_form_of_ablation_is_what_brute_force_gives(dims: int) -> Non
     network, x = Averaged(dims).double().eval(), image(dims).double()
     found = relevance(network, x, layer="features.0", target=CLASSES, method="ablation-cam")
     np.testing.assert_allclose(found.values.numpy(), ablation_by_loops(network, "features.0", x), rtol=1e-6, atol=1e-9)
-    real = resnet18(spatial_dims=dims, n_input_channels=1, num_classes=3, widen_factor=0.125, conv1_t_size=3).double().eval()
+    real = (
+        resnet18(spatial_dims=dims, n_input_channels=1, num_classes=3, widen_factor=0.125, conv1_t_size=3)
+        .double()
+        .eval()
+    )
     y = torch.randn(3, 1, *(24, 16, 8)[:dims]).double()
     found = relevance(real, y, layer="layer4", target=CLASSES, method="ablation-cam")
     np.testing.assert_allclose(found.values.numpy(), ablation_by_loops(real, "layer4", y), rtol=1e-6, atol=1e-9)
@@ -267,3 +274,24 @@ def test_a_method_that_does_not_exist_or_does_not_fit_is_refused_in_words(method
     with pytest.raises(UsageError) as caught:
         relevance(Classifier(2).eval(), image(2), layer="block", target=1, method=method)
     assert words in str(caught.value)
+
+
+def test_grad_cam_pp_and_xgrad_cam_say_where_they_are_not_made_for_a_layer() -> None:
+    class Signed(Averaged):
+        def forward(self, x: Tensor) -> Tensor:
+            return self.head(self.features[0](x).flatten(2).mean(2))
+
+    x = image(2)
+    network = Signed(2).eval()
+    with torch.no_grad():
+        network.features[0].weight.zero_()
+        network.features[0].bias.copy_(torch.tensor([-1.0, 1.0, 1.0, 1.0, 1.0]))
+    notes = " ".join(relevance(network, x, layer="features.0", target=CLASSES, method="grad-cam++").notes[0])
+    assert "20% of this layer's channels sum to less than zero" in notes
+    with torch.no_grad():
+        network.features[0].bias.zero_()
+        network.features[0].weight[0, 0, 1, 1] = 1.0
+        x = x - x[:, :, ::2, ::2].mean((2, 3), keepdim=True)
+    notes = " ".join(relevance(network, x, layer="features.0", target=CLASSES, method="xgrad-cam").notes[0])
+    assert "positive and negative activations cancel" in notes
+    assert relevance(Averaged(2).eval(), x, layer="features", target=CLASSES, method="xgrad-cam").notes[0] == ()
