@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from math import isfinite, prod
 
 import torch
 from jaxtyping import Float
@@ -24,13 +25,11 @@ def gradient_sizes(slope: Float[Tensor, "b c *t"]) -> tuple[Float[Tensor, " b"],
 def measure(
     values: Float[Tensor, "b *t"], size: Float[Tensor, " b"] | None, mean: Float[Tensor, " b"] | None
 ) -> Float[Tensor, "b 4"]:
-    """Return what `doubts` needs of each sample: whether its map is finite, whether it is positive anywhere, and `gradient_sizes` (None for
-    methods without a gradient). Nothing is read back from the device."""
+    """Return what `doubts` needs of each sample: the lowest and the highest value of its map, and `gradient_sizes` (0 for methods without a
+    gradient). Nothing is read back from the device."""
     low, high = torch.aminmax(values.flatten(1), dim=1)  # a value that is not a number wins both
-    finite, positive = torch.isfinite(low) & torch.isfinite(high), high > 0
-    unknown = torch.full_like(low, float("nan"))
-    of_gradient = [unknown if one is None else one for one in (size, mean)]
-    return torch.stack([finite.to(low.dtype), positive.to(low.dtype), *(one.to(low.dtype) for one in of_gradient)], 1)
+    none = torch.zeros_like(low) if size is None or mean is None else low
+    return torch.stack([low, high, none if size is None else size.to(low), none if mean is None else mean.to(low)], 1)
 
 
 def cancels(size: float, mean: float, dtype: torch.dtype, cells: int) -> bool:
@@ -39,14 +38,14 @@ def cancels(size: float, mean: float, dtype: torch.dtype, cells: int) -> bool:
 
 
 def doubts(
-    row: Sequence[float], *, pooled: bool, dtype: torch.dtype, cells: Sequence[int], behind: str | None
+    row: Sequence[float], *, gradient: bool, pooled: bool, dtype: torch.dtype, cells: Sequence[int], behind: str | None
 ) -> list[str]:
     """Return the sentences that a row of `measure` calls for.
 
     Parameters
     ----------
-    pooled
-        Whether the method averages the gradient over each channel.
+    gradient, pooled
+        Whether the method takes a gradient, and whether it averages the gradient over each channel.
     dtype
         In which precision the network computed the gradient.
     cells
@@ -54,23 +53,20 @@ def doubts(
     behind
         The name of a layer behind the normalisation, if one is known.
     """
-    finite, positive, size, mean = row
-    if not finite or size == float("inf"):
+    low, high, size, mean = row
+    if not all(map(isfinite, row)):
         return [
             "The map holds values that are not finite: the network's features or gradients overflow. Do not use it."
         ]
-    if size == 0:
+    if gradient and size == 0:
         return ["The score's gradient at this layer is zero everywhere (a saturated or dead output); the map is blank."]
-    count = 1
-    for n in cells:
-        count *= n
-    if pooled and cancels(size, mean, dtype, count):
+    if pooled and cancels(size, mean, dtype, prod(cells)):
         where = f"Choose the layer behind it, '{behind}'," if behind else "Choose a layer behind the normalisation,"
         return [
             "The gradient's mean over each channel cancels to rounding noise, as it must in front of an instance norm; this map is "
             f"noise. {where} or a method that does not average gradients, such as hires-cam."
         ]
-    if not positive:
+    if not high > 0:
         return ["Nothing in the image speaks for the target at this layer: the map has no positive value."]
     return []
 

@@ -23,7 +23,7 @@ from medcam.errors import ModelError, UsageError
 def skeleton(network: nn.Module) -> Iterator[nn.Module]:
     """Yield a network to run in place of the user's: a copy that shares the weights, or, where none can be made, the network under guard.
 
-    Buffers are copied, since a batch norm in training mode writes to them.
+    Where a module is in training mode buffers are copied, since a batch norm then writes to them.
     """
     plain = network
     for wrapper in ("_orig_mod", "module"):  # torch.compile; (Distributed)DataParallel
@@ -84,9 +84,9 @@ def _shared_copy(network: nn.Module) -> nn.Module:
     memo: dict[int, Any] = {}
     for parameter in network.parameters():
         memo[id(parameter)] = nn.Parameter(parameter.detach(), requires_grad=False)
-    for buffer in network.buffers():
-        memo[id(buffer)] = buffer.detach().clone()
     for module in network.modules():
+        for buffer in module.buffers(recurse=False):
+            memo.setdefault(id(buffer), buffer.detach().clone() if module.training else buffer.detach())
         for value in vars(module).values():
             # A tensor kept as a plain attribute (weight norm does this) may carry a graph, which deepcopy refuses.
             if isinstance(value, Tensor):

@@ -212,15 +212,17 @@ def draft_of(setting: Setting, clean: Clean, layer: Layer | None, wish: Wish, ta
     )  # fmt: skip
 
 
-def facts_of(measures: Tensor, target: Settled, chance: Tensor | None, remarks: Sequence[Remark]) -> Tensor:
+def facts_of(
+    measures: Float[Tensor, "b 4"], target: Settled, chance: Tensor | None, remarks: Sequence[Remark]
+) -> Float[Tensor, "b facts"]:
     """Return all that words need of each sample, in one tensor: four measures of doubt, the class and its probability (-1: none), the
     remarks' flags and values, the target's own facts."""
-    none = torch.full_like(measures[:, 0], -1)
-    columns = [
-        *measures.unbind(1), none if target.classes is None else target.classes, none if chance is None else chance,
-        *(column for remark in remarks for column in (remark.flags, remark.values)), *target.facts.unbind(1),
-    ]  # fmt: skip
-    return torch.stack([column.to(measures.device, torch.float64, non_blocking=True) for column in columns], 1)
+    none = measures.new_full((measures.shape[0],), -1) if target.classes is None or chance is None else measures[:, 0]
+    columns = [none if target.classes is None else target.classes, none if chance is None else chance]
+    columns += [column for remark in remarks for column in (remark.flags, remark.values)]
+    # One after another they would be copied with a launch each.
+    beside = [column.to(measures.device, non_blocking=True)[:, None] for column in columns]
+    return torch.cat([measures, *beside, target.facts.to(measures.device)], 1)
 
 
 def _finished(setting: Setting, draft: Draft, rows: Sequence[Sequence[float]]) -> Relevance:
@@ -240,7 +242,9 @@ def _finished(setting: Setting, draft: Draft, rows: Sequence[Sequence[float]]) -
         if target.score == "probability" and row[5] >= 0:
             own += doubts.saturated(row[5])
         behind = None if layer is None else layer.behind
-        own += doubts.doubts(row[:4], pooled=explainer.pooled, dtype=draft.dtype, cells=cells, behind=behind)
+        own += doubts.doubts(
+            row[:4], gradient="gradient" in explainer.needs, pooled=explainer.pooled, dtype=draft.dtype, cells=cells, behind=behind
+        )  # fmt: skip
         notes.append(tuple(dict.fromkeys(own)))
     return Relevance(
         draft.values, draft.stride, draft.offset, tuple(setting.inputs.shape[2:]), "" if layer is None else layer.name,
@@ -250,6 +254,8 @@ def _finished(setting: Setting, draft: Draft, rows: Sequence[Sequence[float]]) -
 
 
 def _says_nothing(draft: Draft, rows: Sequence[Sequence[float]]) -> bool:
+    if "gradient" not in draft.wish.explainer.needs:
+        return False
     cells = prod(draft.values.shape[1:])
     return all(size == 0 or doubts.cancels(size, mean, draft.dtype, cells) for _, _, size, mean, *_ in rows)
 

@@ -70,15 +70,21 @@ class Recorder:
         self._network, self._layer = network, layer
         self._target = find_layer(network, layer)
         self._touched: frozenset[nn.Module] = frozenset()
-        self._calls: list[tuple[nn.Module, Any, list[int]]] = []
-        self._depths: list[int] = []
-        self._before: list[tuple[nn.Module, Any, list[int]]] = []
+        self._calls: list[tuple[nn.Module, Any]] = []
+        # For each module that runs: how many calls had ended when it began, how often the layer had run, and what it was given.
+        self._running: list[tuple[int, int, list[tuple[Tensor, int]]]] = []
+        self._versions: dict[int, int] = {}
+        self._fired = 0
+        self._before: list[tuple[nn.Module, Any]] = []
+        self._versions_before: dict[int, int] = {}
         self._template: Any = None
         self._weighted: list[nn.Module] = []
 
     @contextmanager
     def watching(self) -> Iterator[None]:
-        self._calls, self._depths, self._before = [], [], []
+        """Remember what runs inside the block."""
+        self._calls, self._running, self._versions, self._fired = [], [], {}, 0
+        self._before, self._versions_before = [], {}
         handles = []
         if is_copy(self._network):
             for module in self._network.modules():
@@ -90,24 +96,38 @@ class Recorder:
                 handle.remove()
             self._calls = []
 
-    def _starts(self, _module: nn.Module, _args: Any) -> None:
-        self._depths.append(len(self._calls))
+    def _starts(self, _module: nn.Module, args: Any) -> None:
+        given = [(item, item._version) for item in tree_leaves(args) if isinstance(item, Tensor)]
+        self._running.append((len(self._calls), self._fired, given))
 
     def _ends(self, module: nn.Module, _args: Any, output: Any) -> None:
+        began, fired, given = self._running.pop()
         # What ran inside this module is answered for by the module itself.
-        del self._calls[self._depths.pop() :]
+        del self._calls[began:]
+        if fired == self._fired:
+            # What it has changed in place, as an in-place ReLU does, it will not change again, since it will not run again.
+            for item, version in given:
+                if id(item) in self._versions:
+                    self._versions[id(item)] += item._version - version
         if module is self._target:
-            self._before, self._template = list(self._calls), output
-            self._weighted = []
+            self._fired += 1
+            self._before, self._versions_before = list(self._calls), dict(self._versions)
+            self._template, self._weighted = output, []
         elif next(module.parameters(recurse=False), None) is not None:
             self._weighted.append(module)
         if module in self._touched:
             output = tree_map(lambda item: item.clone() if isinstance(item, Tensor) else item, output)
-        self._calls.append((module, output, _versions(output)))
+        self._calls.append((module, output))
+        self._versions |= {id(item): item._version for item in tree_leaves(output) if isinstance(item, Tensor)}
 
     def spoiled(self) -> bool:
-        """Tell whether something that was remembered has been changed in place since; then the pass must be watched once more."""
-        spoiled = {module for module, output, versions in self._before if _versions(output) != versions}
+        """Tell whether something that was remembered has been changed in place by what will run again; then watch the pass once more."""
+        expected = self._versions_before
+        spoiled = {
+            module
+            for module, output in self._before
+            if any(isinstance(item, Tensor) and item._version != expected[id(item)] for item in tree_leaves(output))
+        }
         self._touched |= spoiled
         return bool(spoiled)
 
@@ -116,7 +136,7 @@ class Recorder:
         if not is_copy(self._network) or self._template is None:
             return None
         answers: dict[nn.Module, list[Any]] = {}
-        for module, output, _ in self._before:
+        for module, output in self._before:
             detached = tree_map(lambda item: item.detach() if isinstance(item, Tensor) else item, output)
             answers.setdefault(module, []).append(detached)
         template = tree_map(lambda item: item.detach() if isinstance(item, Tensor) else item, self._template)
@@ -178,10 +198,6 @@ def _answering(
             vars(module).pop("forward", None)
             if forward is not None:
                 vars(module)["forward"] = forward
-
-
-def _versions(output: Any) -> list[int]:
-    return [item._version for item in tree_leaves(output) if isinstance(item, Tensor)]
 
 
 def _repeated(output: Any, copies: int, batch: int, *, fresh: bool = False) -> Any:
