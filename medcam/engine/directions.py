@@ -8,11 +8,11 @@ gives it for all targets at once; a backward pass gives all channels for one tar
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 from torch.autograd import forward_ad
 
@@ -20,6 +20,10 @@ from medcam.engine.capture import slope_at
 from medcam.engine.doubts import gradient_sizes
 from medcam.engine.settled import Target
 from medcam.engine.tail import Tail
+
+
+# Directions that run side by side: each takes the memory of what follows the layer.
+_AT_ONCE = 4
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,17 +35,37 @@ class Mean:
 
 
 def cheaper(targets: int, channels: int) -> bool:
-    """Tell whether directions cost less than backward passes: each runs what follows the layer twice over (value and tangent),
-    and one backward pass tells whether the means are more than rounding noise."""
+    """Tell whether directions cost less than backward passes: each runs what follows the layer once for its tangent, a few
+    share its values, and one backward pass tells whether the means are more than rounding noise."""
     return targets > 2 * channels + 2
 
 
-def _dual(value: Tensor, tangent: Tensor) -> Tensor:
-    # At its first use torch compiles some derivatives, and warns of the compiler that it uses for that.
+def _derivatives(
+    scored: Callable[[Tensor], Tensor], activation: Float[Tensor, "b c *t"], some: Int[Tensor, " k"]
+) -> Float[Tensor, "k b targets"]:
+    """Return the derivative of all scores in the direction of some channels."""
+    one_hot = torch.zeros(len(some), activation.shape[1], device=activation.device, dtype=activation.dtype)
+    one_hot.scatter_(1, some[:, None], 1)
+
+    def along(direction: Float[Tensor, " c"]) -> Tensor:
+        tangent = direction.reshape(1, -1, *[1] * (activation.ndim - 2)).expand_as(activation)
+        slopes: Tensor = torch.func.jvp(scored, (activation,), (tangent,))[1]
+        return slopes
+
+    try:
+        # Side by side they share the values, and only tangents run for each.
+        found: Tensor = torch.func.vmap(along)(one_hot)
+    except RuntimeError:  # an operation that cannot be vectorised, or a branch that looks at values
+        found = torch.stack([along(direction) for direction in one_hot])
+    return found
+
+
+def _prepare() -> None:
+    """Let torch load what forward mode needs: at first use it compiles some derivatives, and warns of the compiler that it takes for that."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*torch.jit.*", category=DeprecationWarning)
-        found: Tensor = forward_ad.make_dual(value, tangent)
-    return found
+        with forward_ad.dual_level():
+            forward_ad.make_dual(torch.zeros(1), torch.zeros(1))
 
 
 def mean_gradients(tail: Tail, activation: Float[Tensor, "b c *t"], targets: Sequence[Target]) -> list[Mean]:
@@ -55,25 +79,25 @@ def mean_gradients(tail: Tail, activation: Float[Tensor, "b c *t"], targets: Seq
     UsageError
         If the first score does not depend on the layer.
     """
-    batch, channels = activation.shape[:2]
-    found = [activation.new_zeros(batch, channels) for _ in targets]
-    cells = activation[0, 0].numel()
+    channels, cells = activation.shape[1], activation[0, 0].numel()
+
+    def scored(features: Tensor) -> Tensor:
+        output = tail.run(features)
+        return torch.stack([target(output) for target in targets], 1)
+
+    _prepare()
     with torch.inference_mode(False), torch.no_grad():
-        for k in range(channels):
-            tangent = torch.zeros_like(activation)
-            tangent[:, k] = 1
-            with forward_ad.dual_level():
-                output = tail.run(_dual(activation, tangent))
-                for n, target in enumerate(targets):
-                    slope = forward_ad.unpack_dual(target(output)).tangent
-                    if slope is not None:
-                        found[n][:, k] = slope.detach() / cells
+        parts = []
+        for start in range(0, channels, _AT_ONCE):
+            some = torch.arange(start, min(start + _AT_ONCE, channels), device=activation.device)
+            parts.append(_derivatives(scored, activation, some))
+        slopes = torch.cat(parts) / cells  # c b targets
         leaf = activation.detach().requires_grad_()
         with torch.enable_grad():
             scores = targets[0](tail.run(leaf))
         first_size, first_mean = gradient_sizes(slope_at(scores, leaf, tail.layer))
     results = []
-    for gradient in found:
+    for gradient in slopes.permute(2, 1, 0).contiguous():
         mean = gradient.abs().amax(1)
         size = torch.where((first_mean > 0) & (mean > 0), first_size * mean / first_mean, first_size)
         results.append(Mean(gradient, (size, mean)))
