@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from fractions import Fraction
-from math import floor, prod
+from math import floor
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from medcam.engine.ghosts import At, Call, Rule, at_of, joint, place_of
-from medcam.engine.places import Dim, Place, averaged, combined, line_of, resampled, spread
+from medcam.engine.places import Dim, Place, averaged, combined, fitted, line_of, reach, resampled, spread
 
 # Each cell alone.
 
@@ -28,6 +28,7 @@ def _pointwise(call: Call) -> Any:
         place = spread(places[0], len(shape))
         for item in places[1:]:
             place = combined(place, spread(item, len(shape))) if place is not None else None
+        place = fitted(place, shape) if place is not None and shape is not first.shape else place
     if call.facts.mutable:
         target = call.args[0]
         at = joint(call.ghosts)
@@ -91,11 +92,7 @@ def _window(place: Place | None, at: int, count: int, step: float, start: float)
         return None
     found = resampled(place, at, count, step, start)
     # A sequence of tokens is no line; a window that slides along it by ones leaves each at its place.
-    return place if found is None and step == 1 and _length(place.dims[at]) == count else found
-
-
-def _length(dim: Dim) -> int:
-    return dim.lead + prod(run.length for run in dim.runs) + dim.trail
+    return place if found is None and step == 1 and reach(place.dims[at]) == count else found
 
 
 def _along(value: Any, axis: int) -> int:
@@ -195,7 +192,7 @@ def _upsample(call: Call) -> Any:
             # Each cell copies the one at the floor of its place, and is centred where its copies are on average.
             half, ties = Fraction(1, 2) if "exact" in name else 0, step.denominator
             start = float(sum(floor((i + half) * step) - i * step for i in range(ties)) / ties)
-        elif call.named("align_corners", False):
+        elif call.named("align_corners", False) and n > 1:
             step, start = Fraction(n - 1, max(count - 1, 1)), 0.0
         else:
             start = float((step - 1) / 2)

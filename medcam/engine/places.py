@@ -53,13 +53,13 @@ class Place(NamedTuple):
 def of_input(shape: Sequence[int]) -> Place:
     """Return the place of a network's input, `b c *s`."""
     size = shape[2:]
-    lines = (Dim((Run(n, axis, 1.0),)) if n > 1 else STILL for axis, n in enumerate(size))
+    lines = (Dim((Run(n, axis, 1.0),)) for axis, n in enumerate(size))
     return Place((0.0,) * len(size), (STILL, STILL, *lines))
 
 
 def axes_of(dim: Dim) -> set[int]:
     """Return the input axes along which a tensor's axis moves."""
-    return {run.axis for run in dim.runs if run.axis != NOWHERE}
+    return {run.axis for run in dim.runs if run.axis != NOWHERE and run.length > 1}
 
 
 def within_cells(place: Place, at: int) -> bool:
@@ -78,11 +78,13 @@ def line_of(dim: Dim) -> tuple[Run, float] | None:
     """
     if dim.lead or dim.trail or not dim.runs or dim.runs[0].roll:
         return None
-    first = dim.runs[0]
-    if len(dim.runs) == 1:
+    first, *others = dim.runs
+    if others and axes_of(dim):
+        first, *others = _cells(dim.runs)
+    if not others:
         return (first, 0.0) if first.axis != NOWHERE else None
-    parts = dim.runs[1]
-    if len(dim.runs) > 2 or first.axis == NOWHERE or parts.axis != NOWHERE:
+    parts = others[0]
+    if len(others) > 1 or first.axis == NOWHERE or parts.axis != NOWHERE:
         return None
     step = first.step / parts.length
     return Run(first.length * parts.length, first.axis, step), -step * (parts.length - 1) / 2
@@ -100,7 +102,7 @@ def resampled(place: Place, at: int, count: int, step: float, start: float) -> P
         return None
     run, shift = found
     moved = shift + run.step * start
-    line = Dim((Run(count, run.axis, run.step * step),)) if count > 1 else STILL
+    line = Dim((Run(count, run.axis, run.step * step),))
     return place._replace(start=_moved(place.start, run.axis, moved), dims=_with(place.dims, at, line))
 
 
@@ -151,8 +153,10 @@ def sliced(place: Place, at: int, first: int, count: int, step: int) -> Place | 
     if (first, count, step) == (0, held, 1):
         return place
     outer, inner = dim.runs[0], held // dim.runs[0].length
-    if len(dim.runs) == 1 or step != 1 or outer.roll or first % inner or count % inner:
+    if len(dim.runs) == 1:
         return resampled(place, at, count, float(step), float(first))
+    if step != 1 or outer.roll or first % inner or count % inner:
+        return None
     start = _moved(place.start, outer.axis, outer.step * (first // inner)) if outer.axis != NOWHERE else place.start
     runs = _joined([outer._replace(length=count // inner), *dim.runs[1:]])
     return place._replace(start=start, dims=_with(place.dims, at, Dim(runs)))
@@ -175,32 +179,40 @@ def reshaped(place: Place, old: Sequence[int], new: Sequence[int]) -> Place | No
     while front < min(len(old), len(new)) and old[front] == new[front]:
         front += 1
     back = 0
-    while back < min(len(old), len(new)) - front and old[-1 - back] == new[-1 - back]:
+    while back < min(len(old), len(new)) - front and old[-1 - back] == new[-1 - back] and 1 not in old[front:]:
         back += 1
     runs: list[Run | tuple[Dim, int]] = []
     for size, dim in zip(old[front : len(old) - back], place.dims[front : len(old) - back], strict=True):
         if dim.lead or dim.trail:
             runs.append((dim, size))
-        elif size > 1:
+        elif dim.runs or size > 1:
             runs.extend(dim.runs or (Run(size, NOWHERE, 0.0),))
     runs.reverse()
     made: list[Dim] = []
-    for size in new[front : len(new) - back]:
-        taken = _taken(runs, size)
+    sizes = new[front : len(new) - back]
+    for n, size in enumerate(sizes):
+        taken = _taken(runs, size, following=sizes[n + 1] if n + 1 < len(sizes) else None)
         if taken is None:
             return None
         made.append(taken)
-    if runs:
+    if not all(map(_single, runs)):
         return None
     return place._replace(dims=(*place.dims[:front], *made, *place.dims[len(old) - back :]))
 
 
-def _taken(runs: list[Run | tuple[Dim, int]], size: int) -> Dim | None:
-    """Take `size` entries off the end of the list, where the outermost run is."""
+def _taken(runs: list[Run | tuple[Dim, int]], size: int, *, following: int | None) -> Dim | None:
+    """Take `size` entries off the end of the list, where the outermost run is.
+
+    A run of one cell changes no entry's place, but keeps the step of an axis for the time when it has more cells. It goes to an axis of one
+    entry, or with the cells before it, as into a sequence of tokens, or else to the axis that follows, as pixels shuffled out of it do.
+    """
     taken: list[Run] = []
-    while size > 1:
+    while size > 1 or (runs and _single(runs[-1])):
         if not runs:
             return None
+        behind_cells = bool(taken) and taken[-1].axis != NOWHERE
+        if size == 1 and taken and (following == 1 or (following is not None and not behind_cells)):
+            break
         head = runs.pop()
         if not isinstance(head, Run):
             whole, count = head
@@ -219,12 +231,18 @@ def _taken(runs: list[Run | tuple[Dim, int]], size: int) -> Dim | None:
     return Dim(joined) if joined and any(run.axis != NOWHERE for run in joined) else STILL
 
 
+def _single(run: Run | tuple[Dim, int]) -> bool:
+    return isinstance(run, Run) and run.length == 1
+
+
 def _joined(runs: Iterable[Run]) -> tuple[Run, ...]:
     """Join runs that go on from each other: the outer one steps as far as the inner one reaches."""
     result: list[Run] = []
     for run in runs:
         outer = result[-1] if result else None
-        if outer and (outer.axis, outer.roll) == (run.axis, run.roll) and _same(outer.step, run.step * run.length):
+        if outer and outer.length == 1 and outer.axis == run.axis:
+            result[-1] = run
+        elif outer and (outer.axis, outer.roll) == (run.axis, run.roll) and _same(outer.step, run.step * run.length):
             result[-1] = run._replace(length=outer.length * run.length)
         else:
             result.append(run)
@@ -265,15 +283,18 @@ def combined(one: Place, two: Place, share: float = 0.5) -> Place | None:
 
 def _met(one: Dim, two: Dim, weights: list[float]) -> tuple[Dim, list[tuple[int, float]]] | None:
     """Return the axis that two branches' axes make, and what its lines add to the start."""
-    if one == two or not two.runs:
+    if one == two or not axes_of(two):
         return one, []
-    if not one.runs:
+    if not axes_of(one):
         return two, []
     if (one.lead, one.trail) != (two.lead, two.trail):
         return None
-    if len(one.runs) == len(two.runs):
+    its, others = _cells(one.runs), _cells(two.runs)
+    if its == others:
+        return max(one, two, key=lambda dim: len(dim.runs)), []
+    if len(its) == len(others):
         runs = []
-        for a, b in zip(one.runs, two.runs, strict=True):
+        for a, b in zip(its, others, strict=True):
             if (a.length, a.axis, a.roll) != (b.length, b.axis, b.roll):
                 break
             w = weights[a.axis] if a.axis != NOWHERE else 0.5
@@ -288,6 +309,25 @@ def _met(one: Dim, two: Dim, weights: list[float]) -> tuple[Dim, list[tuple[int,
         return None
     w = weights[a.axis]
     return Dim((a._replace(step=w * a.step + (1 - w) * b.step),)), [(a.axis, w * shift_a + (1 - w) * shift_b)]
+
+
+def fitted(place: Place, shape: Sequence[int]) -> Place:
+    """Return the place with axes that have become longer than their lines, as broadcasting makes them, moving nowhere."""
+    if all(not dim.runs or reach(dim) == n for dim, n in zip(place.dims, shape, strict=True)):
+        return place
+    return place._replace(
+        dims=tuple(dim if dim.runs and reach(dim) == n else STILL for dim, n in zip(place.dims, shape, strict=True))
+    )
+
+
+def reach(dim: Dim) -> int:
+    """Return how many entries an axis with runs has."""
+    return dim.lead + prod(run.length for run in dim.runs) + dim.trail
+
+
+def _cells(runs: tuple[Run, ...]) -> tuple[Run, ...]:
+    """Return the runs of more than one cell."""
+    return tuple(run for run in runs if run.length > 1)
 
 
 def spread(place: Place, ndim: int) -> Place:

@@ -14,6 +14,8 @@ from medcam.engine.places import (
     Dim,
     Place,
     Run,
+    axes_of,
+    fitted,
     line_of,
     picked,
     resampled,
@@ -58,7 +60,7 @@ def _expand(call: Call) -> Any:
     missing = len(wanted) - source.ndim
     shape = [source.shape[at - missing] if n == -1 else n for at, n in enumerate(wanted)]
     place = place_of(source)
-    return call.give(shape, spread(place, len(shape)) if place is not None else None)
+    return call.give(shape, fitted(spread(place, len(shape)), shape) if place is not None else None)
 
 
 def _unsqueeze(call: Call) -> Any:
@@ -165,8 +167,8 @@ def _repeat(call: Call) -> Any:
     place = place_of(source)
     if place is not None:
         place = spread(place, len(shape))
-        again = any(n > 1 and dim.runs for n, dim in zip(times, place.dims, strict=True))
-        place = None if again else place
+        again = any(n > 1 and axes_of(dim) for n, dim in zip(times, place.dims, strict=True))
+        place = None if again else fitted(place, shape)
     return call.give(shape, place)
 
 
@@ -226,8 +228,9 @@ def _index(call: Call) -> Any:
     index = indices[at]
     if index.ndim != 1 or index.dtype.is_floating_point or index.element_size() == 1:
         return NotImplemented
-    still = place is not None and not place.dims[at].runs
-    return call.give([*source.shape[:at], len(index), *source.shape[at + 1 :]], place if still else None)
+    shape = [*source.shape[:at], len(index), *source.shape[at + 1 :]]
+    still = place is not None and not axes_of(place.dims[at])
+    return call.give(shape, fitted(place, shape) if place is not None and still else None)
 
 
 REARRANGEMENTS: dict[str, Rule] = {

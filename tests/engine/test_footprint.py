@@ -141,6 +141,15 @@ def test_token_sequences_are_grids_of_patches(projection: str, tokens: int) -> N
     assert found["decoder2"].footprint == Footprint((1.0,) * 2, (0.0,) * 2)
 
 
+def test_an_axis_of_one_cell_still_has_a_step_for_when_it_has_more() -> None:
+    net = ViTAutoEnc(1, (32, 48, 16), (16, 16, 16), **VIT)
+    found = seen(net, (1, 1, 32, 48, 16))
+    assert found["patch_embedding.patch_embeddings"].footprint == Footprint((16.0,) * 3, (7.5,) * 3)
+    assert found["blocks.1"].layout == Layout("tokens", (2, 3, 1))
+    assert found["conv3d_transpose"].footprint == Footprint((4.0,) * 3, (1.5,) * 3)
+    assert found["conv3d_transpose_1"].footprint == Footprint((1.0,) * 3, (0.0,) * 3)
+
+
 @pytest.mark.parametrize(
     ("make", "shape", "layers"),
     [
