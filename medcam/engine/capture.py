@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,8 +17,9 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from medcam.engine.layout import Layout, guess, to_channels_first
+from medcam.engine.rectifiers import recording
 from medcam.engine.skeleton import find_layer, run
-from medcam.errors import UsageError
+from medcam.errors import ModelError, UsageError
 
 # The name under which the input itself is captured, like a layer.
 INPUT = ""
@@ -67,6 +69,7 @@ def capture(
     *,
     layouts: Mapping[str, Layout] | None = None,
     graph: bool = True,
+    recorded: bool = False,
 ) -> Captured:
     """Run the network once and keep the activations of `layers`, with a graph from the first of them to the output.
 
@@ -81,6 +84,8 @@ def capture(
         Where channels and cells are, for the layers of which that is known; for others it is told from the shape.
     graph
         Whether gradients will be asked for.
+    recorded
+        Whether they will be asked to pass rectifiers by a rule (`rectifiers`).
 
     Raises
     ------
@@ -113,11 +118,16 @@ def capture(
         return cut
 
     given, modules = inputs, [name for name in layers if name != INPUT]
-    with torch.inference_mode(False), torch.no_grad():
+    with torch.inference_mode(False), torch.no_grad(), ExitStack() as stack:
         if INPUT in layers:
-            given = inputs.detach().clone().requires_grad_()
-            found[INPUT] = Activation(given, Layout("channels first", tuple(inputs.shape[2:])), 1)
+            if not inputs.is_floating_point():
+                raise UsageError(f"a gradient at the input needs floating-point values, not {inputs.dtype}; convert it")
+            leaf = inputs.detach().clone().requires_grad_()
+            found[INPUT] = Activation(leaf, Layout("channels first", tuple(inputs.shape[2:])), 1)
             torch.set_grad_enabled(True)
+            given = leaf.clone()  # the network may write into what it is given
+        if recorded:
+            stack.enter_context(recording(network))
         handles = [find_layer(network, name).register_forward_hook(keep(name)) for name in modules]
         try:
             output = run(network, given)
@@ -149,7 +159,11 @@ def gradients(
         # A half-precision gradient of a mean over many cells would underflow: scale the score up, and the gradient down again.
         scale = 1024.0 if any(root.dtype == torch.float16 for root in roots) else 1.0
         with torch.inference_mode(False), torch.enable_grad():
-            found = torch.autograd.grad(scores.sum() * scale, roots, retain_graph=keep_graph, allow_unused=True)
+            try:
+                found = torch.autograd.grad(scores.sum() * scale, roots, retain_graph=keep_graph, allow_unused=True)
+            except RuntimeError as error:
+                words = (str(error).strip().splitlines() or ["an error without words"])[0]
+                raise ModelError(f"the network's backward pass fails: {words}") from error
         if scale != 1:
             found = [None if slope is None else slope.float() / scale for slope in found]
     slopes = {}
@@ -179,6 +193,8 @@ class IndependentError(UsageError):
 
 
 def _depends(slope: Tensor | None, layer: str) -> Tensor:
+    if slope is None and layer == INPUT:
+        raise IndependentError("the score does not depend on the input: the network detaches its features on the way")
     if slope is None:
         raise IndependentError(
             f"the score does not depend on layer '{layer}' (it lies behind the score, or on a branch that does not lead to it, "

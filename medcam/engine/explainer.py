@@ -24,7 +24,7 @@ class Explainer:
         From a study to a map on the layer's cells, on the input (methods without a layer), or on cells of its own.
     needs
         Any of 'activation', 'gradient' (of a layer), 'tail' (to re-run what follows the layer), 'graph' (to ask for more gradients of the
-        clean pass) and 'input gradient'.
+        clean pass), 'input gradient' and 'rectifiers' (to let it pass them by a rule).
     pooled
         Whether it averages the gradient over each channel, so that weights may cancel.
     mean_only

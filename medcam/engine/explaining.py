@@ -119,6 +119,7 @@ def relevances(
         )
     listed: tuple[Layer, ...] = ()
     known: tuple[Layer, ...] = ()
+    inputs = inputs.as_subclass(Tensor)  # a subclass, such as MONAI's, would come along through all that is computed
     if any(wish.explainer.looks_at_layer for wish in wishes):
         if not all(isinstance(layer, Layer) for layer in layers):
             listed = feature_layers(model, inputs, output=output)
@@ -130,7 +131,7 @@ def relevances(
             found = sweep(setting, asked, wishes)
             silent = any(one.says_nothing for one in found)
         except IndependentError:
-            if None not in layers:
+            if None not in layers or not known:
                 raise
             found, silent = [], True
         if None in layers and silent:

@@ -32,7 +32,8 @@ def skeleton(network: nn.Module) -> Iterator[nn.Module]:
         if wraps and isinstance(inner, nn.Module):
             plain = inner
     try:
-        copied = _shared_copy(plain)
+        with torch.inference_mode(False):  # a buffer that is copied in inference mode could not enter a graph
+            copied = _shared_copy(plain)
     except Exception:  # noqa: BLE001  whatever an exotic module raises when it is copied, the guard below serves it
         copied = None
     if copied is not None:

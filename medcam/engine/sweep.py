@@ -152,7 +152,9 @@ def clean_pass(setting: Setting, needs: frozenset[str]) -> tuple[Captured, dict[
         with ExitStack() as stack:
             for recorder in recorders.values():
                 stack.enter_context(recorder.watching())
-            captured = capture(setting.network, setting.inputs, roots, layouts=layouts, graph=graph)
+            captured = capture(
+                setting.network, setting.inputs, roots, layouts=layouts, graph=graph, recorded="rectifiers" in needs
+            )
             again = [recorder.spoiled() for recorder in recorders.values()]
         if not any(again):
             break
@@ -199,7 +201,8 @@ def draft_of(setting: Setting, clean: Clean, layer: Layer | None, wish: Wish, ta
     cells = as_cells(found, study.footprint)
     values = cells.values.detach()
     # A method that only perturbs the input may leave places out; elsewhere what is not a number is a failure.
-    looked_at = values if explainer.needs else values.nan_to_num(nan=0.0, posinf=torch.inf, neginf=-torch.inf)
+    partial = isinstance(found, Cells) and not explainer.needs
+    looked_at = values if not partial else values.nan_to_num(nan=0.0, posinf=torch.inf, neginf=-torch.inf)
     sizes: tuple[Tensor | None, Tensor | None] = (None, None)
     if "gradient" in explainer.needs:
         sizes = doubts.gradient_sizes(study.gradient) if clean.mean is None else clean.mean.sizes
