@@ -12,10 +12,11 @@ from importlib.metadata import entry_points
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from medcam.engine import asking, cams, clusters, components, masks, perturbations
+from medcam.engine import asking, cams, clusters, components, gradients, masks, perturbations
 from medcam.engine.ablation import ablation_cam
 from medcam.engine.cells import Cells
 from medcam.engine.explainer import Explainer, rule
+from medcam.engine.fullgrad import full_grad
 from medcam.engine.study import Study
 from medcam.errors import UsageError
 
@@ -112,6 +113,14 @@ EXPLAINERS: dict[str, Make] = {
     "seg-grad-cam": weighing(cams.grad_cam_weights, pooled=True, mean_only=True, segmentation=True),
     "seg-hires-cam": weighing(cams.hires_cam_weights, segmentation=True),
     "seg-xres-cam": seg_xres_cam,
+    "fullgrad": full_grad,
+    "saliency": gradients.saliency,
+    "input-x-gradient": gradients.input_times_gradient,
+    "smoothgrad": gradients.smoothgrad,
+    "guided-backpropagation": gradients.guided_backpropagation,
+    "deconvnet": gradients.deconvnet,
+    "guided-grad-cam": gradients.guided_grad_cam,
+    "integrated-gradients": gradients.integrated_gradients,
     "occlusion": perturbations.occlusion,
     "rise": perturbations.rise,
 }

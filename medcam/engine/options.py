@@ -41,3 +41,9 @@ def between(option: str, value: object, low: float | int, high: float | int) -> 
     """Raise a UsageError unless the value is a number strictly between two others."""
     if not isinstance(value, (int, float)) or isinstance(value, bool) or not low < value < high:
         raise UsageError(f"{option} is a number between {low:g} and {high:g}, not {value!r}")
+
+
+def not_negative(option: str, value: object) -> None:
+    """Raise a UsageError unless the value is a number of at least 0."""
+    if not isinstance(value, (int, float)) or isinstance(value, bool) or not 0 <= value < float("inf"):
+        raise UsageError(f"{option} is a number of at least 0, not {value!r}")
