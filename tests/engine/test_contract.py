@@ -17,7 +17,7 @@ DIMS = pytest.mark.parametrize("dims", [2, 3])
 # Methods that sample are asked for few samples.
 FEW = {
     "rise": "rise(masks=12)", "occlusion": "occlusion(window=4, stride=3)", "smooth-grad-cam++": "smooth-grad-cam++(samples=3)",
-    "smooth-grad": "smooth-grad(samples=3)", "integrated-gradients": "integrated-gradients(steps=6)",
+    "smoothgrad": "smoothgrad(samples=3)", "integrated-gradients": "integrated-gradients(steps=6)",
 }  # fmt: skip
 METHODS = pytest.mark.parametrize("method", sorted(EXPLAINERS))
 CLASSES = [2, 0, 1]
