@@ -8,6 +8,7 @@ import zipfile
 from argparse import Namespace
 from collections.abc import Callable
 from dataclasses import dataclass
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -154,6 +155,7 @@ def _inspect_model(options: Namespace, say: Say) -> Result:
     import torch
 
     from medcam.engine.layers import WHY_DEFAULT, feature_layers
+    from medcam.engine.ranking import layers as evidence_of
     from medcam.models import load_model
 
     model = load_model(
@@ -173,27 +175,34 @@ def _inspect_model(options: Namespace, say: Say) -> Result:
     inputs = torch.rand((1, *shape), generator=torch.Generator().manual_seed(0)).to(options.device)
     say(f"running it on random values of shape {'x'.join(map(str, shape))}")
     layers = feature_layers(model.network, inputs)
+    say("measuring what its score owes to each layer")
+    evidence = {each.layer.name: each for each in evidence_of(model.network, inputs)}
     rows = []
     values["input_shape"] = list(shape)
     values["layers"] = []
     for layer in layers:
-        place = layer.footprint
+        place, found = layer.footprint, evidence.get(layer.name)
         values["layers"].append(
             {"name": layer.name, "kind": layer.kind, "channels": layer.channels, "cells": list(layer.shape),
              "cell_size_voxels": list(place.stride), "first_cell_at": list(place.offset), "measured": place.measured,
-             "before_head": layer.before_head, "default": layer.default}
+             "before_head": layer.before_head, "default": layer.default,
+             "owed_to_places": found.owed if found and isfinite(found.owed) else None,
+             "means_cancel": bool(found and found.means_cancel)}
         )  # fmt: skip
-        mark = "*" if layer.default else " " if layer.before_head else "h"
+        mark = "*" if layer.default else "c" if found and found.means_cancel else " " if layer.before_head else "h"
+        owed = f"{found.owed:.2f}" if found and isfinite(found.owed) else "-"
         cells, size = "x".join(map(str, layer.shape)), "x".join(f"{s:g}" for s in place.stride)
-        rows.append((mark, layer.name, layer.kind, str(layer.channels), cells, size))
-    heads = ("", "layer", "kind", "channels", "cells", "cell size in voxels of the input")
+        rows.append((mark, layer.name, layer.kind, str(layer.channels), cells, size, owed))
+    heads = ("", "layer", "kind", "channels", "cells", "cell size in voxels", "owed")
     widths = [max(len(row[n]) for row in [heads, *rows]) for n in range(len(heads))]
     table = [
         "  ".join(word.ljust(width) for word, width in zip(row, widths, strict=True)).rstrip() for row in [heads, *rows]
     ]
     legend = [
         f"* default: {WHY_DEFAULT}",
+        "c gradients cancel here, in front of a normalisation: methods that average them, such as grad-cam, say nothing",
         "h belongs to the head (holds class scores, or follows the last weights): never the default",
+        "owed: which share of the score, on these random values, is owed to where features are (to first order; - none)",
     ]
     return Result(values, [*about, f"input   {'x'.join(map(str, shape))} (channels first)", *table, *legend])
 
