@@ -16,6 +16,7 @@ from medcam.errors import UsageError
 from medcam.volume import Heatmap, Volume
 
 Say = Callable[[str], Any]
+_TELL_EVERY_S = 5.0
 
 
 @dataclass(frozen=True)
@@ -68,6 +69,7 @@ def explain(options: Namespace, say: Say) -> Result:
         flips=options.flips,
         seed=options.seed,
         device=options.device,
+        progress=_progress(say),
     )
     if lesion is not None:
         lesion_on(heatmap, lesion)  # a mask that does not belong here is refused before anything is written
@@ -76,13 +78,27 @@ def explain(options: Namespace, say: Say) -> Result:
     return _explained(heatmap, lesion, files, options.threshold)
 
 
+def _progress(say: Say) -> Callable[[int, int], None]:
+    """Return what tells how far long work has come, every few seconds, and how long the rest may take."""
+    start = told = time.perf_counter()
+
+    def tell(done: int, count: int) -> None:
+        nonlocal told
+        now = time.perf_counter()
+        if now - told >= _TELL_EVERY_S:
+            told = now
+            say(f"{done} of {count} done, about {(now - start) * (count - done) / done:.0f} s to go")
+
+    return tell
+
+
 def _explained(heatmap: Heatmap, lesion: Volume | None, files: tuple[Path, ...], threshold: float) -> Result:
     from medcam.formats.nifti import sidecar_values
 
     values = sidecar_values(heatmap, threshold) | {"files": [str(f) for f in files]}
     sure = "" if heatmap.probability is None else f", probability {heatmap.probability:.3f}"
     lines = [f"target  {heatmap.target}: {heatmap.recipe.score} {heatmap.score:.3f}{sure}"]
-    lines.append(f"layer   {heatmap.recipe.layer} ({heatmap.recipe.method})")
+    lines.append(f"method  {heatmap.recipe.method}{f', layer {heatmap.recipe.layer}' if heatmap.recipe.layer else ''}")
     lines.append(f"peak    {describe_peak(heatmap)}")
     if lesion is not None:
         from medcam.validate.localization import peak_in_lesion

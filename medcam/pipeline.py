@@ -38,6 +38,7 @@ def explain(
     seed: int = 0,
     preprocessing: Callable[[Any], Any] | None = None,
     device: str = "cpu",
+    progress: Callable[[int, int], object] | None = None,
 ) -> Heatmap:
     """Explain a network's score of one case, and place the answer on the grid of its (first) image.
 
@@ -68,6 +69,8 @@ def explain(
         Of methods that draw random numbers.
     preprocessing
         A chain of MONAI transforms (dictionary or array) to use instead of the model's own.
+    progress
+        Called now and then with how much of long work is done, and how much there is.
 
     Raises
     ------
@@ -96,7 +99,7 @@ def explain(
     inputs = ready.tensor.unsqueeze(0).to(device, dtype)
     asked = {
         "target": target, "method": method, "score": score, "activation": activation, "output": output,
-        "class_names": loaded.class_names, "seed": seed,
+        "class_names": loaded.class_names, "seed": seed, "progress": progress,
     }  # fmt: skip
     found = _ask(loaded.network, inputs, layer, fuse, flips, asked)
     notes = [*volumes[0].source.notes, *loaded.notes, *ready.notes]

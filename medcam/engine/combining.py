@@ -17,6 +17,7 @@ from medcam.engine.explainer import Explainer
 from medcam.engine.explaining import relevance, relevances
 from medcam.engine.fusion import fuse
 from medcam.engine.layers import Layer
+from medcam.engine.study import Progress
 from medcam.errors import UsageError
 
 
@@ -33,6 +34,7 @@ def fused_relevance(
     output: str | int | None = None,
     class_names: Sequence[str] = (),
     seed: int = 0,
+    progress: Progress | None = None,
 ) -> Relevance:
     """Explain several layers from one pass, and fuse their maps on the cells of the finest.
 
@@ -45,7 +47,7 @@ def fused_relevance(
     """
     found = relevances(
         model, inputs, methods=[method], targets=[target], layers=layers, score=score, activation=activation,
-        output=output, class_names=class_names, seed=seed,
+        output=output, class_names=class_names, seed=seed, progress=progress,
     )  # fmt: skip
     if len(found) < len(layers) or len(layers) < 2:
         raise UsageError("fusing needs a method that looks at layers, and at least two of them")
@@ -72,6 +74,7 @@ def augmented_relevance(
     output: str | int | None = None,
     class_names: Sequence[str] = (),
     seed: int = 0,
+    progress: Progress | None = None,
 ) -> Relevance:
     """Explain the input, flips and brighter or darker versions of it, and average the maps where they lie in the input.
 
@@ -92,7 +95,7 @@ def augmented_relevance(
         where = answers[0].layer if answers and answers[0].layer else layer
         found = relevance(
             model, version, layer=where, target=asked, method=method, score=score, activation=activation,
-            output=output, class_names=class_names, seed=seed,
+            output=output, class_names=class_names, seed=seed, progress=progress,
         )  # fmt: skip
         answers.append(found)
         return _cells(found)

@@ -19,6 +19,7 @@ from medcam.engine.methods import method_named
 from medcam.engine.ranking import speaking_layer
 from medcam.engine.settled import Unsettled
 from medcam.engine.skeleton import skeleton
+from medcam.engine.study import Progress
 from medcam.engine.sweep import Setting, Wish, sweep
 from medcam.engine.targets import as_target
 
@@ -36,6 +37,7 @@ def relevance(
     class_names: Sequence[str] = (),
     seed: int = 0,
     memory_mb: float | int | None = None,
+    progress: Progress | None = None,
 ) -> Relevance:
     """Explain a network's score for each sample of a batch, as if it were alone.
 
@@ -67,6 +69,8 @@ def relevance(
         Of methods that draw random numbers.
     memory_mb
         About how much memory perturbed copies of the input may take at once; see `medcam.engine.budget`. It moves the last bits of a result.
+    progress
+        Called now and then with how many perturbed copies have been scored, and of how many.
 
     Raises
     ------
@@ -78,6 +82,7 @@ def relevance(
     (found,) = relevances(
         model, inputs, methods=[method], targets=[target], layers=[layer], score=score, activation=activation,
         output=output, class_names=class_names, seed=seed, memory_mb=memory_mb,
+        progress=progress,
     )  # fmt: skip
     return found
 
@@ -95,6 +100,7 @@ def relevances(
     class_names: Sequence[str] = (),
     seed: int = 0,
     memory_mb: float | int | None = None,
+    progress: Progress | None = None,
 ) -> list[Relevance]:
     """Answer for every target, method and layer, in this order, from as few passes as these need.
 
@@ -126,7 +132,7 @@ def relevances(
         known = tuple(_known(model, inputs, listed, layer) for layer in layers)
     with skeleton(model) as copied, torch.inference_mode(False):
         copies = copies_within(memory_mb, inputs, listed or known)
-        setting = Setting(copied, inputs, known, copies, seed, tuple(notes), tuple(class_names))
+        setting = Setting(copied, inputs, known, copies, seed, tuple(notes), tuple(class_names), progress)
         try:
             found = sweep(setting, asked, wishes)
             silent = any(one.says_nothing for one in found)

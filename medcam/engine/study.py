@@ -23,6 +23,10 @@ from medcam.engine.tail import Tail, substituted
 from medcam.errors import UsageError
 
 
+# Called with how much is done, and how much there is.
+Progress = Callable[[int, int], object]
+
+
 @dataclass(frozen=True, eq=False)
 class Remark:
     """A sentence, the samples that it holds for (1 or 0), and the value of each that stands in it."""
@@ -100,6 +104,8 @@ class Study:
         Of everything random.
     remarks
         What the method wants its reader to know.
+    progress
+        Told how many perturbed copies of how many have been scored, now and then.
     """
 
     network: nn.Module
@@ -111,6 +117,7 @@ class Study:
     copies: int
     seed: int
     remarks: list[Remark]
+    progress: Progress | None = None
 
     @property
     def scores(self) -> Float[Tensor, " b"]:
@@ -258,6 +265,8 @@ class Study:
                 made = make(slice(start, min(start + copies, count)))
                 output = answer(made.flatten(0, 1).to(self.inputs.dtype))
                 found += [self.clean.target(part).detach() for part in _batches(output, made.shape[0], batch)]
+                if self.progress is not None:
+                    self.progress(len(found), count)
         return torch.stack(found).to(self.scores.dtype)
 
 

@@ -19,7 +19,7 @@ from medcam.engine.explainer import Explainer
 from medcam.engine.footprint import Footprint, even_spread
 from medcam.engine.layers import Layer
 from medcam.engine.settled import Settled, Unsettled
-from medcam.engine.study import Clean, Remark, Study
+from medcam.engine.study import Clean, Progress, Remark, Study
 from medcam.engine.tail import Recorder, Tail
 from medcam.errors import UsageError
 
@@ -43,6 +43,7 @@ class Setting:
     seed: int
     common_notes: tuple[str, ...]
     class_names: tuple[str, ...] = ()
+    progress: Progress | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -174,7 +175,7 @@ def study_of(
         same = layer.footprint.measured or layer.shape == cells
         where = layer.footprint if same else even_spread(tuple(setting.inputs.shape[2:]), cells)
     return Study(
-        setting.network, setting.inputs, clean, name, where, tails.get(name or INPUT), setting.copies, setting.seed, remarks
+        setting.network, setting.inputs, clean, name, where, tails.get(name or INPUT), setting.copies, setting.seed, remarks, setting.progress,
     )  # fmt: skip
 
 
