@@ -6,7 +6,6 @@ Hooks, modes, flags and `.grad` of the user's network are never touched, also af
 
 from __future__ import annotations
 
-import copy
 import difflib
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
@@ -16,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from medcam.engine.copying import copied
 from medcam.errors import ModelError, UsageError
 
 
@@ -33,11 +33,11 @@ def skeleton(network: nn.Module) -> Iterator[nn.Module]:
             plain = inner
     try:
         with torch.inference_mode(False):  # a buffer that is copied in inference mode could not enter a graph
-            copied = _shared_copy(plain)
+            shared = _shared_copy(plain)
     except Exception:  # noqa: BLE001  whatever an exotic module raises when it is copied, the guard below serves it
-        copied = None
-    if copied is not None:
-        yield copied
+        shared = None
+    if shared is not None:
+        yield shared
         return
     with _guard(plain):
         yield plain
@@ -92,14 +92,14 @@ def _shared_copy(network: nn.Module) -> nn.Module:
             # A tensor kept as a plain attribute (weight norm does this) may carry a graph, which deepcopy refuses.
             if isinstance(value, Tensor):
                 memo.setdefault(id(value), value.detach())
-    copied: nn.Module = copy.deepcopy(network, memo)
-    for module in copied.modules():
+    shared = copied(network, memo)
+    for module in shared.modules():
         _forget_input(module)
-    vars(copied)[_COPY] = True
+    vars(shared)[_COPY] = True
     device = next((p.device.type for p in network.parameters()), "cpu")
     enabled, dtype = torch.is_autocast_enabled(device), torch.get_autocast_dtype(device)
-    vars(copied)[_PRECISION] = partial(torch.autocast, device, dtype=dtype, enabled=enabled)
-    return copied
+    vars(shared)[_PRECISION] = partial(torch.autocast, device, dtype=dtype, enabled=enabled)
+    return shared
 
 
 _COPY = "_medcam_copy"
