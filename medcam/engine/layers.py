@@ -89,13 +89,19 @@ def candidates(layers: Sequence[Layer]) -> tuple[Layer, ...]:
     UsageError
         If no layer can be.
     """
-    usable = [layer for layer in layers if layer.before_head and max(layer.shape) > 1]
+    usable = _usable(layers)
     if not usable:
         raise UsageError(
             "no layer of this network gives a feature map with spatial extent before its head, so there is no default; "
             "name one with --layer (`medcam inspect` lists what there is)"
         )
     return tuple(reversed(usable))
+
+
+def _usable(layers: Sequence[Layer]) -> list[Layer]:
+    """Return the features with spatial extent; of a transformer rather what flows from block to block than queries, keys and values."""
+    features = [layer for layer in layers if layer.before_head and max(layer.shape) > 1]
+    return [layer for layer in features if layer.kind != "Linear"] or features
 
 
 def default_layer(layers: Sequence[Layer]) -> Layer:
@@ -167,7 +173,7 @@ def _listed(seen: Sequence[Seen], inputs: Tensor, reach: Reach, classes: int | N
         features = n < scores and ended < reach.head and reach.includes(call)
         behind = next((c.name for c in kept[n + 1 :] if "Norm" in c.kind), None)
         layers.append(_layer(call, before_head=features, behind=behind))
-    usable = [layer for layer in layers if layer.before_head and max(layer.shape) > 1]
+    usable = _usable(layers)
     return tuple(replace(layer, default=layer is usable[-1]) if usable else layer for layer in layers)
 
 
