@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from functools import partial
 from operator import index
 from typing import Any, SupportsIndex
@@ -51,7 +51,7 @@ def one_class(which: Classes, *, region: Region | None = None) -> Unsettled:
     region
         Where on a segmentation; see `medcam.engine.segmentation`.
     """
-    return _target(Choice((_pick(which),), region=region))
+    return chosen(Choice((_pick(which),), region=region))
 
 
 def several_classes(
@@ -64,7 +64,7 @@ def several_classes(
     picks = tuple(map(_pick, which))
     if not picks:
         raise UsageError("name at least one class to explain")
-    return _target(Choice(picks, tuple(map(_pick, minus)), region=region))
+    return chosen(Choice(picks, tuple(map(_pick, minus)), region=region))
 
 
 def difference(of: Classes | None, minus: Classes | None, *, region: Region | None = None) -> Unsettled:
@@ -82,17 +82,17 @@ def negation(of: Classes | None, *, region: Region | None = None) -> Unsettled:
     ----------
     Selvaraju et al., Grad-CAM (arXiv 1610.02391), on counterfactual explanations: the gradient is negated.
     """
-    return _target(Choice((), (_pick(of),), region=region))
+    return chosen(Choice((), (_pick(of),), region=region))
 
 
 def predicted(*, region: Region | None = None) -> Unsettled:
     """Return the target that scores the class which the network predicts for each sample (`outputs.predicted_class`)."""
-    return _target(Choice((None,), region=region))
+    return chosen(Choice((None,), region=region))
 
 
 def unasked() -> Unsettled:
     """Return the target of a user who named none: the predicted class, said in the notes."""
-    return _target(Choice((None,), asked=False))
+    return chosen(Choice((None,), asked=False))
 
 
 def finer(
@@ -130,13 +130,14 @@ def finer(
         against = tuple(map(_pick, similar))
         if not against:
             raise UsageError("name at least one class to compare with, or leave `similar` out")
-        return _target(Choice((_pick(of),), against, region=region, strength=strength))
+        return chosen(Choice((_pick(of),), against, region=region, strength=strength))
     if count < 1:
         raise UsageError(f"a class is compared with at least one other, not {count}")
-    return _target(Choice((_pick(of),), region=region, strength=strength, similar=count))
+    return chosen(Choice((_pick(of),), region=region, strength=strength, similar=count))
 
 
-def _target(choice: Choice) -> Unsettled:
+def chosen(choice: Choice) -> Unsettled:
+    """Return the target of a choice of classes."""
     return Unsettled(partial(_settle, choice), partial(asked_words, choice))
 
 
@@ -160,7 +161,7 @@ def _pick(which: Any) -> Pick:
 def _settle(choice: Choice, output: Any, reading: Reading) -> Settled:
     place, common = find_place(output, reading)
     live = place.of(output)
-    ending, logits = ending_of(live, reading.activation), live.detach()
+    ending, logits = reading.ending or ending_of(live, reading.activation), live.detach()
     plus, minus = (tuple(_known(pick, logits, ending) for pick in picks) for picks in (choice.plus, choice.minus))
     found = _where(choice.region, plus or minus, logits, ending)
     similar_by = ""
@@ -174,27 +175,45 @@ def _settle(choice: Choice, output: Any, reading: Reading) -> Settled:
     suspect = not live.requires_grad and not ending.applied
     share = 1.0 if choice.strength is None else choice.strength / len(minus)
     is_probability = ending.applied or reading.score == "probability"
-    scored = partial(
-        class_scores,
+    each = partial(
+        class_values,
         place=place,
         shape=tuple(live.shape),
         ending=ending if reading.score == "probability" else None,
         terms=(*((which, 1.0) for which in plus), *((which, -share) for which in minus)),
         constant=1.0 if is_probability and not plus else 0.0,
-        outside=None if found.mask is None else ~found.mask.flatten(1),
+        outside=None if found.mask is None else ~found.mask,
     )
     return Settled(
-        scored,
+        lambda later: _summed(each(later)),
         "probability" if is_probability else "logit",
         _each(plus[0], logits.shape[0]) if len(plus) == 1 else None,
         torch.stack([*_flags(found, logits, ending, suspect), *columns], 1),
         partial(told, known),
         partial(settled_words, known),
         _chance_of(known, place, ending) if logits.ndim == 2 else None,
+        None if logits.ndim == 2 else each,
     )
 
 
-def class_scores(
+def apart(target: Unsettled) -> Choice | None:
+    """Return the classes that a target compares, if a part of an image can be asked about them alone; build it again with `chosen`.
+
+    That is so where the region is the predicted one, which each part predicts for itself, and no similar classes must be found first.
+    """
+    settle = target.settle
+    choice = settle.args[0] if isinstance(settle, partial) and settle.func is _settle else None
+    if not isinstance(choice, Choice) or choice.similar:
+        return None
+    return choice if choice.region is None or choice.region.find is predicted_region().find else None
+
+
+def somewhere(facts: Sequence[int]) -> bool:
+    """Tell from a sample's facts whether a target of classes found the region that it was to score, and does not score everything."""
+    return facts[0] == 0
+
+
+def class_values(
     output: Any,
     *,
     place: Place,
@@ -202,11 +221,11 @@ def class_scores(
     ending: Ending | None,
     terms: tuple[tuple[Which, float], ...],
     constant: float,
-    outside: Bool[Tensor, "b voxels"] | None,
-) -> Float[Tensor, " b"]:
-    """Return the weighted sum of class scores of each sample, for a segmentation summed over all voxels but those outside.
+    outside: Bool[Tensor, "b *s"] | None,
+) -> Float[Tensor, "b *s"]:
+    """Return the weighted sum of class scores of each sample, for a segmentation at each voxel, and 0 at those outside.
 
-    Sums are taken in float32 at least, since half precision overflows.
+    It is in float32 at least, since the sum over voxels would overflow half precision.
 
     Parameters
     ----------
@@ -230,10 +249,11 @@ def class_scores(
         total = total + part
     if constant:
         total = total + constant
-    if total.ndim == 1:
-        return total
-    flat = total.flatten(1)
-    return (flat if outside is None else flat.masked_fill(outside, 0.0)).sum(1)
+    return total if outside is None else total.masked_fill(outside, 0.0)
+
+
+def _summed(values: Float[Tensor, "b *s"]) -> Float[Tensor, " b"]:
+    return values if values.ndim == 1 else values.flatten(1).sum(1)
 
 
 def classifier(network: nn.Module | None, classes: int) -> tuple[str, Float[Tensor, "classes features"]] | None:

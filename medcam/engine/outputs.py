@@ -57,6 +57,8 @@ class Reading:
         Of the network's input, `b c *s`; without it heads in a stack are not told from classes.
     network
         Where a choice needs its weights (Finer-CAM's similar classes).
+    ending
+        What `ending_of` has told already, for an output that has left its graph behind.
     """
 
     score: str = "logit"
@@ -64,6 +66,7 @@ class Reading:
     output: str | int | None = None
     input_shape: tuple[int, ...] | None = None
     network: nn.Module | None = field(default=None, repr=False)
+    ending: Ending | None = None
 
 
 @dataclass(frozen=True)
@@ -180,13 +183,19 @@ def predicted_class(logits: Float[Tensor, "b classes *s"], ending: Ending) -> In
     if logits.shape[1] == 1:
         return torch.zeros(logits.shape[0], dtype=torch.long, device=logits.device)
     if logits.ndim == 2:
-        return logits.argmax(1)
+        return winners(logits)
     if ending.name == "sigmoid":
-        return (logits > ending.threshold).flatten(2).sum(2).argmax(1)
-    winners = logits.argmax(1).flatten(1)
-    ones = torch.ones((), dtype=winners.dtype, device=winners.device).expand_as(winners)
-    counts = winners.new_zeros(logits.shape[:2]).scatter_add_(1, winners, ones)
-    return counts[:, 1:].argmax(1) + 1
+        return votes(logits, ending).argmax(1)
+    return votes(logits, ending)[:, 1:].argmax(1) + 1
+
+
+def votes(logits: Float[Tensor, "b classes *s"], ending: Ending) -> Int[Tensor, "b classes"]:
+    """Return how many voxels of a segmentation are predicted as each class."""
+    if ending.name == "sigmoid":
+        return (logits > ending.threshold).flatten(2).sum(2)
+    won = winners(logits).flatten(1)
+    ones = torch.ones((), dtype=won.dtype, device=won.device).expand_as(won)
+    return won.new_zeros(logits.shape[:2]).scatter_add_(1, won, ones)
 
 
 def predicted_region(
@@ -198,8 +207,20 @@ def predicted_region(
     if ending.name == "sigmoid":
         return channel(logits, which) > ending.threshold
     if isinstance(which, Tensor):
-        which = which.reshape(-1, *[1] * (logits.ndim - 2))
-    return logits.argmax(1) == which
+        return winners(logits) == which.reshape(-1, *[1] * (logits.ndim - 2))
+    # The same without finding who else won, at a tenth of the time: of equals the first wins.
+    wins = torch.ones_like(logits[:, 0], dtype=torch.bool)
+    if which > 0:
+        wins &= logits[:, which] > logits[:, :which].amax(1)
+    if which + 1 < logits.shape[1]:
+        wins &= logits[:, which] >= logits[:, which + 1 :].amax(1)
+    return wins
+
+
+def winners(logits: Float[Tensor, "b classes *s"]) -> Int[Tensor, "b *s"]:
+    """Return the class with the largest score, of each sample or of each of its voxels; of equals the first."""
+    # The same as argmax, which takes ten times as long on a CPU.
+    return logits.max(1).indices
 
 
 def channel(values: Float[Tensor, "b classes *s"], which: int | Int[Tensor, " b"]) -> Float[Tensor, "b *s"]:

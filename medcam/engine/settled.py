@@ -39,6 +39,8 @@ class Settled:
         From the facts on the host and the names of classes to a short name of what is explained.
     chance
         From a network's output to the probability of `classes`, where the output is a classification, else None.
+    each
+        From a network's output to each voxel's part `b *s` of the score, where that is a sum over voxels, else None.
     """
 
     scored: Target
@@ -48,6 +50,7 @@ class Settled:
     told: Callable[[Rows], tuple[tuple[str, ...], ...]]
     described: Callable[[Rows, Sequence[str]], str]
     chance: Target | None = None
+    each: Callable[[Any], Float[Tensor, "b *s"]] | None = None
 
     def __call__(self, output: Any) -> Float[Tensor, " b"]:
         """Return the score of each sample."""
