@@ -109,7 +109,7 @@ def relevances(
 
     Parameters and errors are those of `relevance`.
     """
-    wishes = [Wish(*_method(method)) for method in methods]
+    wishes = wishes_of(methods)
     check_inputs(inputs)
     asked = [
         as_target(
@@ -118,21 +118,16 @@ def relevances(
         )
         for target in targets
     ]  # fmt: skip
-    notes = []
-    if model.training:
-        notes.append(
-            "The network is in training mode, so dropout and batch statistics act; model.eval() turns them off."
-        )
     listed: tuple[Layer, ...] = ()
     known: tuple[Layer, ...] = ()
     inputs = inputs.as_subclass(Tensor)  # a subclass, such as MONAI's, would come along through all that is computed
     if any(wish.explainer.looks_at_layer for wish in wishes):
         if not all(isinstance(layer, Layer) for layer in layers):
             listed = feature_layers(model, inputs, output=output)
-        known = tuple(_known(model, inputs, listed, layer) for layer in layers)
+        known = tuple(known_layer(model, inputs, listed, layer) for layer in layers)
     with skeleton(model) as copied, torch.inference_mode(False):
         copies = copies_within(memory_mb, inputs, listed or known)
-        setting = Setting(copied, inputs, known, copies, seed, tuple(notes), tuple(class_names), progress)
+        setting = Setting(copied, inputs, known, copies, seed, mode_notes(model), tuple(class_names), progress)
         try:
             found = sweep(setting, asked, wishes)
             silent = any(one.says_nothing for one in found)
@@ -141,19 +136,20 @@ def relevances(
                 raise
             found, silent = [], True
         if None in layers and silent:
-            known = _speaking(copied, inputs, listed, layers, known, asked[0])
+            known = speaking_layers(copied, inputs, listed, layers, known, asked[0])
             if known != setting.layers or not found:
                 found = sweep(replace(setting, layers=known), asked, wishes)
     return [one.relevance for one in found]
 
 
-def _known(model: nn.Module, inputs: Tensor, listed: Sequence[Layer], layer: str | Layer | None) -> Layer:
+def known_layer(model: nn.Module, inputs: Tensor, listed: Sequence[Layer], layer: str | Layer | None) -> Layer:
+    """Return a layer that was named, or (None) the default, as it is listed."""
     if isinstance(layer, Layer):
         return layer
     return candidates(listed)[0] if layer is None else layer_named(model, inputs, listed, layer)
 
 
-def _speaking(
+def speaking_layers(
     copied: nn.Module, inputs: Tensor, listed: Sequence[Layer], layers: Sequence[str | Layer | None],
     known: tuple[Layer, ...], asked: Unsettled,
 ) -> tuple[Layer, ...]:  # fmt: skip
@@ -164,5 +160,16 @@ def _speaking(
     return tuple(better if layer is None else one for layer, one in zip(layers, known, strict=True))
 
 
-def _method(method: str | Explainer) -> tuple[str, Explainer]:
-    return ("a method of the caller's own", method) if isinstance(method, Explainer) else (method, method_named(method))
+def wishes_of(methods: Sequence[str | Explainer]) -> list[Wish]:
+    """Return the explainers that are named, under their names."""
+    return [
+        Wish("a method of the caller's own", method) if isinstance(method, Explainer) else Wish(method, method_named(method))
+        for method in methods
+    ]
+
+
+def mode_notes(model: nn.Module) -> tuple[str, ...]:
+    """Return what must be said of the mode that a network is in."""
+    if not model.training:
+        return ()
+    return ("The network is in training mode, so dropout and batch statistics act; model.eval() turns them off.",)
