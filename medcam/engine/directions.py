@@ -21,7 +21,6 @@ from medcam.engine.doubts import gradient_sizes
 from medcam.engine.settled import Target
 from medcam.engine.tail import Tail
 
-
 # Directions that run side by side: each takes the memory of what follows the layer.
 _AT_ONCE = 4
 
@@ -61,7 +60,7 @@ def _derivatives(
 
 
 def _prepare() -> None:
-    """Let torch load what forward mode needs: at first use it compiles some derivatives, and warns of the compiler that it takes for that."""
+    """Let torch load what forward mode needs: at first use it compiles some derivatives, and warns of the compiler that it takes."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*torch.jit.*", category=DeprecationWarning)
         with forward_ad.dual_level():

@@ -175,7 +175,8 @@ def study_of(
         same = layer.footprint.measured or layer.shape == cells
         where = layer.footprint if same else even_spread(tuple(setting.inputs.shape[2:]), cells)
     return Study(
-        setting.network, setting.inputs, clean, name, where, tails.get(name or INPUT), setting.copies, setting.seed, remarks, setting.progress,
+        setting.network, setting.inputs, clean, name, where, tails.get(name or INPUT), setting.copies, setting.seed, remarks,
+        setting.progress,
     )  # fmt: skip
 
 

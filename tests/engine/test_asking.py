@@ -1,4 +1,4 @@
-"""Methods that ask more of the network than one activation and one gradient: CAM, Smooth Grad-CAM++, Shapley-CAM, Finer-CAM, Ablation-CAM."""
+"""Methods that ask more than one activation and one gradient: CAM, Smooth Grad-CAM++, Shapley-CAM, Finer-CAM, Ablation-CAM."""
 
 from __future__ import annotations
 
