@@ -166,7 +166,7 @@ def _tail_sweep_bound(_name: str, facts: Facts) -> Bound:
 
 
 def _masks_bound(_name: str, facts: Facts) -> Bound:
-    return Bound(1 + facts.passes, None, 1.1 * facts.passes)
+    return Bound(1.1 * facts.passes, None, 1.1 * facts.passes)
 
 
 # --- placing a map on a clinical grid ---
