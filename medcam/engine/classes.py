@@ -173,7 +173,7 @@ def _settle(choice: Choice, output: Any, reading: Reading) -> Settled:
         common += (_ENDS_APPLIED,)
     known = Known(choice, plus, minus, common, similar_by, logits.shape[0], logits.shape[1])
     columns = [which for which in (*plus, *minus) if isinstance(which, Tensor)]
-    suspect = not live.requires_grad and not ending.applied
+    suspect = not live.requires_grad and not ending.applied and reading.ending is None
     share = 1.0 if choice.strength is None else choice.strength / len(minus)
     is_probability = ending.applied or reading.score == "probability"
     each = partial(
