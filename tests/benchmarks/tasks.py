@@ -166,7 +166,7 @@ def _tail_sweep_bound(_name: str, facts: Facts) -> Bound:
 
 
 def _masks_bound(_name: str, facts: Facts) -> Bound:
-    return Bound(1.1 * facts.passes, None, 1.1 * facts.passes)
+    return Bound(1 + facts.passes, None, 1.1 * facts.passes)
 
 
 # --- placing a map on a clinical grid ---
@@ -242,12 +242,11 @@ def _windows(name: str, size: str, device: str) -> Windows:
 
 
 def _windowed(ready: Windows) -> Call:
-    from monai.inferers import SlidingWindowInferer
+    from medcam.engine import windows
 
-    explain = _ability("relevance", "inferer")
-    inferer = SlidingWindowInferer(ready.window, sw_batch_size=1, overlap=0.25, mode="gaussian")
-    return lambda: explain(
-        ready.case.network, ready.volume, layer=ready.case.workload.layer, target=CLASS, inferer=inferer
+    settings = windows.Windows(ready.window, overlap=0.25, mode="gaussian")
+    return lambda: windows.windowed_relevances(
+        ready.case.network, ready.volume, settings, layers=[ready.case.workload.layer], targets=[CLASS], prediction=True
     )
 
 
