@@ -15,11 +15,10 @@ from medcam.engine.capture import capture
 from medcam.engine.outputs import Ending, Reading, ending_of, find_place, votes
 from medcam.engine.skeleton import run
 from medcam.engine.stitching import ALL, Stitch
+from medcam.engine.study import Progress
 from medcam.engine.sweep import Setting, Wish
 from medcam.engine.tiling import Tiling
 from medcam.errors import UsageError
-
-Progress = Callable[[int, int], object]
 
 
 @dataclass(frozen=True)

@@ -27,12 +27,13 @@ from medcam.engine.layers import Layer, feature_layers
 from medcam.engine.outputs import Reading
 from medcam.engine.settled import Unsettled
 from medcam.engine.skeleton import skeleton
+from medcam.engine.study import Progress
 from medcam.engine.sweep import Answered, Draft, Setting, Wish, finish, groups
 from medcam.engine.targets import as_target
 from medcam.engine.tiling import Windows, pad, tile
 from medcam.engine.window_classes import Place, by_windows, filled
 from medcam.engine.window_exact import exactly
-from medcam.engine.window_pass import Job, Kept, Look, Progress, look, predict
+from medcam.engine.window_pass import Job, Kept, Look, look, predict
 from medcam.errors import UsageError
 
 __all__ = ["Windowed", "Windows", "windowed_relevance", "windowed_relevances"]
@@ -180,10 +181,10 @@ def windowed_relevances(
         try:
             found = swept(job)
         except IndependentError:
-            if None not in layers:
+            if None not in layers or not known:
                 raise
             found = []
-        if None in layers and (not found or any(one.says_nothing for one in found)):
+        if None in layers and known and (not found or any(one.says_nothing for one in found)):
             # Whether a layer's gradient says something is a matter of the network, so one window tells.
             better = speaking_layers(copied, first, listed, layers, known, unasked().read(job.read(1)))
             if better != known or not found:
