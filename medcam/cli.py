@@ -213,6 +213,15 @@ def _parsers() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentPars
         choices=["softmax", "sigmoid", "none"],
         help=_ACTIVATION,
     )
+    explain.add_argument(
+        "--window",
+        metavar="I[,J,K]",
+        help="see the volume in sliding windows of this many voxels (default: as the bundle does); 'whole': at once",
+    )
+    explain.add_argument("--overlap", metavar="SHARE", help="how much windows overlap (default: the bundle's, or 0.25)")
+    explain.add_argument(
+        "--exact", action="store_true", help="explain the score of the stitched prediction instead of each window's own"
+    )
     explain.add_argument("--slice", type=int, metavar="K", help="the slice for a 2D network, from 0")
     explain.add_argument(
         "--lesion", metavar="MASK", help="a lesion mask: outlined in pictures, and tested for the peak"

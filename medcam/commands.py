@@ -67,6 +67,9 @@ def explain(options: Namespace, say: Say) -> Result:
         output=options.output,
         fuse=options.fuse,
         flips=options.flips,
+        window=_window(options.window),
+        overlap=_overlap(options.overlap),
+        exact=options.exact,
         seed=options.seed,
         device=options.device,
         progress=_progress(say),
@@ -76,6 +79,27 @@ def explain(options: Namespace, say: Say) -> Result:
     say(f"explained in {time.perf_counter() - start:.1f} s; writing {', '.join(formats)}")
     files = write(heatmap, volumes[0], options.out, formats=formats, threshold=options.threshold, lesion=lesion)
     return _explained(heatmap, lesion, files, options.threshold)
+
+
+def _window(text: str | None) -> tuple[int, ...] | int | None:
+    """Return the sides of a window; () for 'whole'."""
+    if text is None or text == "whole":
+        return None if text is None else ()
+    try:
+        sides = tuple(int(part) for part in str(text).replace("x", ",").split(","))
+    except ValueError:
+        raise UsageError(f"--window takes numbers of voxels, such as 96,96,96, or 'whole', not '{text}'") from None
+    return sides if len(sides) > 1 else sides[0]
+
+
+def _overlap(text: str | None) -> tuple[float, ...] | float | None:
+    if text is None:
+        return None
+    try:
+        shares = tuple(float(part) for part in str(text).split(","))
+    except ValueError:
+        raise UsageError(f"--overlap takes a share such as 0.25, or one for each axis, not '{text}'") from None
+    return shares if len(shares) > 1 else shares[0]
 
 
 def _progress(say: Say) -> Callable[[int, int], None]:

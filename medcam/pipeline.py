@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
@@ -13,8 +14,9 @@ from torch import nn
 import medcam
 from medcam.engine import Relevance, relevance
 from medcam.engine.asked import AnyTarget
-from medcam.engine.combining import augmented_relevance, fused_relevance
+from medcam.engine.combining import augmented_relevance, fused, fused_relevance
 from medcam.engine.methods import method_named
+from medcam.engine.windows import Windows, windowed_relevances
 from medcam.errors import UsageError
 from medcam.geometry import resample
 from medcam.models import Model, load_model, wrap_module
@@ -35,6 +37,9 @@ def explain(
     output: str | int | None = None,
     fuse: str | None = None,
     flips: bool = False,
+    window: int | Sequence[int] | None = None,
+    overlap: float | Sequence[float] | None = None,
+    exact: bool = False,
     seed: int = 0,
     preprocessing: Callable[[Any], Any] | None = None,
     device: str = "cpu",
@@ -65,6 +70,11 @@ def explain(
         How the maps of several layers become one: 'mean', 'max', 'product', 'coarse-to-fine' or 'layer-cam'.
     flips
         Average over flips of the input along each axis; see `medcam.engine.combining.augmented_relevance`.
+    window, overlap
+        The voxels of sliding windows along each axis, in which a volume too large for one pass is seen, and the share that they overlap;
+        see `medcam.engine.windows`. By default those of the bundle, else none; () for the whole volume at once.
+    exact
+        With windows: explain the score of the stitched output, instead of each window's own.
     seed
         Of methods that draw random numbers.
     preprocessing
@@ -96,17 +106,23 @@ def explain(
     _check_channels(loaded, ready, len(volumes))
     # In the network's own precision, be it half or double.
     dtype = next((p.dtype for p in loaded.network.parameters() if p.is_floating_point()), torch.float32)
-    inputs = ready.tensor.unsqueeze(0).to(device, dtype)
+    inputs = ready.tensor.unsqueeze(0).to(dtype)
+    windows = _windows(loaded, window, overlap, exact)
     asked = {
         "target": target, "method": method, "score": score, "activation": activation, "output": output,
         "class_names": loaded.class_names, "seed": seed, "progress": progress,
     }  # fmt: skip
-    found = _ask(loaded.network, inputs, layer, fuse, flips, asked)
+    found = _ask(loaded.network, inputs if windows else inputs.to(device), layer, fuse, flips, windows, exact, asked)
     notes = [*volumes[0].source.notes, *loaded.notes, *ready.notes]
     if chain is None:
         notes.append("No preprocessing was given, so the network saw the image's values as they are stored.")
     notes.extend(_with_names(found.notes[0], found.classes, loaded.class_names))
-    return _place(found, ready, volumes, loaded, activation, tuple(dict.fromkeys(map(_sentence, notes))))
+    heatmap = _place(found, ready, volumes, loaded, activation, tuple(dict.fromkeys(map(_sentence, notes))))
+    if windows is None:
+        return heatmap
+    # Maps of windows are put together on the CPU, wherever the network runs.
+    recipe = replace(heatmap.recipe, windows={**windows.settings(), "exact": exact}, device=torch.device(device).type)
+    return replace(heatmap, recipe=recipe)
 
 
 def _ask(
@@ -115,6 +131,8 @@ def _ask(
     layer: str | Sequence[str] | None,
     fuse: str | None,
     flips: bool,
+    windows: Windows | None,
+    exact: bool,
     asked: dict[str, Any],
 ) -> Relevance:
     layers = [layer] if layer is None or isinstance(layer, str) else list(layer)
@@ -124,11 +142,45 @@ def _ask(
         )
     if fuse is not None and flips:
         raise UsageError("maps of several layers are fused, or maps of flips averaged, not both at once")
+    if windows is not None and flips:
+        raise UsageError(
+            "maps of flips are averaged of whole volumes only; leave flips out, or say window () for the whole volume at once"
+        )
+    if windows is not None:
+        rest = {name: value for name, value in asked.items() if name not in ("target", "method")}
+        found = windowed_relevances(
+            network,
+            inputs,
+            windows,
+            layers=layers,
+            targets=[asked["target"]],
+            methods=[asked["method"]],
+            exact=exact,
+            **rest,
+        ).relevances
+        return found[0] if fuse is None else fused(found, [name for name in layers if name], fuse)
     if fuse is not None:
         return fused_relevance(network, inputs, layers=[name for name in layers if name], how=fuse, **asked)
     if flips:
         return augmented_relevance(network, inputs, layer=layers[0], **asked)
     return relevance(network, inputs, layer=layers[0], **asked)
+
+
+def _windows(
+    model: Model, window: int | Sequence[int] | None, overlap: float | Sequence[float] | None, exact: bool
+) -> Windows | None:
+    """Return how the volume is cut, or None if the network sees it at once."""
+    known: dict[str, Any] = {} if model.windows is None else dict(model.windows)
+    if window is not None:
+        whole = not isinstance(window, int) and len(window) == 0
+        known = {} if whole else {**known, "roi_size": window}
+    if overlap is not None:
+        known["overlap"] = overlap
+    if "roi_size" in known:
+        return Windows(**known)
+    if known or exact:
+        raise UsageError("overlap and exact mean something for sliding windows only; say how large these are")
+    return None
 
 
 def _loaded(model: Model | nn.Module | str, device: str) -> Model:

@@ -29,6 +29,9 @@ class Recipe:
         How the maps of several layers became one, or ''.
     seed
         Of the method's random numbers.
+    windows
+        How the volume was cut, in the words of MONAI's SlidingWindowInferer, and whether the stitched score was explained ('exact'); empty
+        if the network saw it at once.
     preprocessing
         The transforms that stood between the image and the network, one a line.
     inputs
@@ -50,6 +53,7 @@ class Recipe:
     activation: str | None = None
     fusion: str = ""
     seed: int = 0
+    windows: Mapping[str, Any] = field(default_factory=dict, hash=False)
     preprocessing: tuple[str, ...] = ()
     inputs: tuple[str, ...] = ()
     input_shape: tuple[int, ...] = ()

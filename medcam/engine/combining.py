@@ -49,15 +49,20 @@ def fused_relevance(
         model, inputs, methods=[method], targets=[target], layers=layers, score=score, activation=activation,
         output=output, class_names=class_names, seed=seed, progress=progress,
     )  # fmt: skip
+    return fused(found, layers, how)
+
+
+def fused(found: Sequence[Relevance], layers: Sequence[str | Layer], how: str) -> Relevance:
+    """Fuse the answers of one method about these layers; see `fused_relevance`."""
     if len(found) < len(layers) or len(layers) < 2:
         raise UsageError("fusing needs a method that looks at layers, and at least two of them")
-    fused = fuse([_cells(one) for one in found], how)
+    cells = fuse([_cells(one) for one in found], how)
     notes = [
         tuple(dict.fromkeys((f"Fused by {how}, each layer's map divided by its largest absolute value.", *every)))
         for every in (sum(own, ()) for own in zip(*(one.notes for one in found), strict=True))
     ]
     layer = " + ".join(one.layer for one in found)
-    return _with(found[0], fused, layer=layer, fusion=how, notes=tuple(notes))
+    return _with(found[0], cells, layer=layer, fusion=how, notes=tuple(notes))
 
 
 def augmented_relevance(

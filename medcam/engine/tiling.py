@@ -70,6 +70,11 @@ class Windows:
         if self.sw_batch_size < 1:
             raise UsageError(f"at least one window runs at once, not {self.sw_batch_size}")
 
+    def settings(self) -> dict[str, Any]:
+        """Return what a recipe needs to cut a volume in the same way: all but the devices."""
+        known = {field.name: getattr(self, field.name) for field in fields(self) if "device" not in field.name}
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in known.items()}
+
     @staticmethod
     def of(inferer: SlidingWindowInferer) -> Windows:
         """Return the settings of one of MONAI's own inferers.

@@ -16,7 +16,7 @@ import hashlib
 import random
 import warnings
 import zipfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -70,6 +70,8 @@ class Model:
         2 or 3: of the network's first convolution, else of the metadata.
     spatial_shape
         The size of input that the metadata name, or None where it may vary.
+    windows
+        How a bundle cuts volumes to predict them, in the words of MONAI's SlidingWindowInferer, or None if it names no such inferer.
     layers_open
         Whether activations of layers can be captured.
     notes
@@ -85,6 +87,7 @@ class Model:
     input_channels: int | None = None
     spatial_dims: int | None = None
     spatial_shape: tuple[int, ...] | None = None
+    windows: Mapping[str, Any] | None = None
     layers_open: bool = True
     notes: tuple[str, ...] = ()
 
@@ -234,6 +237,7 @@ def _bundle(path: Path, trust_code: bool, device: str, say: Callable[[str], None
         input_channels=bundle.input_channels or channels,
         spatial_dims=dims or bundle.spatial_dims,
         spatial_shape=bundle.spatial_shape,
+        windows=bundle.windows,
         layers_open=not bundle.scripted,
         notes=(*bundle.notes, _CLOSED_LAYERS) if bundle.scripted else bundle.notes,
     )

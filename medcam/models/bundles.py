@@ -5,6 +5,7 @@ Only the configuration's network and preprocessing are built; its dataset, its e
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import shutil
 import stat
@@ -17,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
+from monai.bundle import ConfigParser
 from torch import nn
 
 from medcam.errors import ModelError
@@ -27,6 +29,13 @@ from medcam.models.user_code import first_line, importable
 _CONFIGS = ("inference", "infer", "evaluate", "test", "train")
 _NETWORKS = ("network_def", "network", "net", "model")
 _PREPROCESSINGS = ("preprocessing", "inference::preprocessing", "pre_transforms", "validate::preprocessing")
+_INFERERS = ("inferer", "inference::inferer", "validate::inferer", "train::inferer")
+_SLIDING = ("SlidingWindowInferer", "SlidingWindowInfererAdapt")
+# MONAI's own, for what a configuration leaves out; roi_size has none.
+_SLIDING_DEFAULTS: dict[str, Any] = {
+    "roi_size": None, "sw_batch_size": 1, "overlap": 0.25, "mode": "constant", "sigma_scale": 0.125, "padding_mode": "constant",
+    "cval": 0.0,
+}  # fmt: skip
 _WEIGHTS = ("model.pt", "model.pth", "model.safetensors", "model_best.pt", "best_metric_model.pt", "best_model.pt")
 _MOST_BYTES = 16 * 2**30
 _MOST_FILES = 20_000
@@ -47,6 +56,7 @@ class Bundle:
     input_channels: int | None
     spatial_dims: int | None
     spatial_shape: tuple[int, ...] | None
+    windows: Mapping[str, Any] | None
     notes: tuple[str, ...]
 
 
@@ -125,6 +135,8 @@ def load_bundle(folder: Path, *, trust_code: bool, device: str, say: Callable[[s
         notes += said
     else:
         notes += (f"{used.name} names no preprocessing",)
+    windows, said = _windows(config, used.name, trust_code, say)
+    notes += said
     inputs = _format(metadata, "inputs", "image")
     shape = _shape(inputs.get("spatial_shape"))
     definition = config.get(network_id)
@@ -138,8 +150,26 @@ def load_bundle(folder: Path, *, trust_code: bool, device: str, say: Callable[[s
         input_channels=_count(inputs.get("num_channels")),
         spatial_dims=_count(dims) or (len(shape) if shape else None),
         spatial_shape=shape,
+        windows=windows,
         notes=tuple(notes),
     )
+
+
+def _windows(
+    config: Mapping[str, Any], name: str, trust_code: bool, say: Callable[[str], None]
+) -> tuple[dict[str, Any] | None, tuple[str, ...]]:
+    """Return how the bundle's own inferer cuts volumes, if it is one of sliding windows; nothing of it is built."""
+    place = find(config, _INFERERS)
+    inferer = None if place is None else ConfigParser(copy.deepcopy(dict(config)))[place]
+    target = inferer.get("_target_") if isinstance(inferer, dict) else None
+    if not isinstance(inferer, dict) or "roi_size" not in inferer or str(target).rsplit(".", 1)[-1] not in _SLIDING:
+        return None, ()
+    given = [setting for setting in _SLIDING_DEFAULTS if setting in inferer]
+    try:
+        made, _ = build(config, [f"{place}::{setting}" for setting in given], name, trust_code=trust_code, say=say)
+    except ModelError as error:
+        return None, (f"The bundle's sliding windows are not used: {error}",)
+    return _SLIDING_DEFAULTS | dict(zip(given, made, strict=True)), ()
 
 
 def _config_files(folder: Path) -> dict[str, Path]:
