@@ -15,6 +15,7 @@ _HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(_HERE.parent), str(_HERE.parent / "tests")]
 
 import monai  # noqa: E402
+
 from engine.monai_zoo import LEFT_OUT, ZOO, Network  # noqa: E402
 from engine.zoo_contract import Outcome, try_out  # noqa: E402
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from operator import index
 from typing import Any, SupportsIndex
@@ -23,6 +23,7 @@ from medcam.engine.outputs import (
     predicted_class,
     probabilities,
     shapes_agree,
+    won_by,
 )
 from medcam.engine.outputs import predicted_region as region_of
 from medcam.engine.segmentation import Found, Region, Voxels, predicted_region
@@ -163,7 +164,7 @@ def _settle(choice: Choice, output: Any, reading: Reading) -> Settled:
     live = place.of(output)
     ending, logits = reading.ending or ending_of(live, reading.activation), live.detach()
     plus, minus = (tuple(_known(pick, logits, ending) for pick in picks) for picks in (choice.plus, choice.minus))
-    found = _where(choice.region, plus or minus, logits, ending)
+    found = _where(choice.region, plus or minus, logits, ending, reading.winners)
     similar_by = ""
     if choice.similar:
         nearest, similar_by = _similar(choice.similar, plus[0], logits, found.mask, reading.network)
@@ -252,6 +253,34 @@ def class_values(
     return total if outside is None else total.masked_fill(outside, 0.0)
 
 
+def scored_together(targets: Sequence[Settled]) -> Callable[[Any], Float[Tensor, "b targets"]]:
+    """Return the function that gives the scores of all targets at once.
+
+    Plain classes of one segmentation are summed in one pass over its scores, however many they are; others are asked one by one.
+    """
+    each = [target.each for target in targets]
+    plain = [own.keywords for own in each if isinstance(own, partial) and own.func is class_values]
+    simple = len(plain) == len(targets) and all(
+        own["ending"] is None and not own["constant"] and len(own["terms"]) == 1 and own["terms"][0][1] == 1
+        and isinstance(own["terms"][0][0], int) and own["outside"] is not None
+        and (own["place"], own["shape"]) == (plain[0]["place"], plain[0]["shape"])
+        for own in plain
+    )  # fmt: skip
+    if not simple:
+        return lambda output: torch.stack([target(output) for target in targets], 1)
+    place, shape, classes = plain[0]["place"], plain[0]["shape"], [own["terms"][0][0] for own in plain]
+    outside = torch.stack([own["outside"] for own in plain], 1)
+    ordered = classes == list(range(shape[1]))
+
+    def scored(output: Any) -> Tensor:
+        values = place.of(output)
+        shapes_agree(shape, values.shape)
+        chosen = values if ordered else values[:, classes]
+        return _wide(chosen).masked_fill(outside, 0.0).flatten(2).sum(2)
+
+    return scored
+
+
 def _summed(values: Float[Tensor, "b *s"]) -> Float[Tensor, " b"]:
     return values if values.ndim == 1 else values.flatten(1).sum(1)
 
@@ -290,7 +319,9 @@ def _each(which: Which, batch: int) -> Int[Tensor, " b"]:
     return which if isinstance(which, Tensor) else torch.full((batch,), which)
 
 
-def _where(region: Region | None, picks: tuple[Which, ...], logits: Tensor, ending: Ending) -> Found:
+def _where(
+    region: Region | None, picks: tuple[Which, ...], logits: Tensor, ending: Ending, won: Tensor | None
+) -> Found:
     if logits.ndim == 2:
         if region is not None:
             raise UsageError(
@@ -299,7 +330,7 @@ def _where(region: Region | None, picks: tuple[Which, ...], logits: Tensor, endi
         return Found(None)
 
     def joined() -> Tensor:
-        masks = [region_of(logits, which, ending) for which in picks]
+        masks = [won_by(won, which) if won is not None else region_of(logits, which, ending) for which in picks]
         return torch.stack(masks).any(0) if len(masks) > 1 else masks[0]
 
     voxels = Voxels((logits.shape[0], *logits.shape[2:]), logits.device, joined)

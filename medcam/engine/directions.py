@@ -17,10 +17,10 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from medcam.engine.capture import slope_at
+from medcam.engine.classes import scored_together
 from medcam.engine.doubts import gradient_sizes
-from medcam.engine.settled import Target
+from medcam.engine.settled import Settled
 from medcam.engine.tail import Tail
-
 
 # Directions that run side by side: each takes the memory of what follows the layer.
 _AT_ONCE = 4
@@ -61,14 +61,14 @@ def _derivatives(
 
 
 def _prepare() -> None:
-    """Let torch load what forward mode needs: at first use it compiles some derivatives, and warns of the compiler that it takes for that."""
+    """Let torch load what forward mode needs: at first use it compiles some derivatives, and warns of the compiler that it takes."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*torch.jit.*", category=DeprecationWarning)
         with forward_ad.dual_level():
             forward_ad.make_dual(torch.zeros(1), torch.zeros(1))
 
 
-def mean_gradients(tail: Tail, activation: Float[Tensor, "b c *t"], targets: Sequence[Target]) -> list[Mean]:
+def mean_gradients(tail: Tail, activation: Float[Tensor, "b c *t"], targets: Sequence[Settled]) -> list[Mean]:
     """Return for each target the mean over each channel of its score's gradient at the activation.
 
     The mean absolute gradient is measured for the first target only. Whether means cancel is a matter of the network, so the others take
@@ -81,9 +81,10 @@ def mean_gradients(tail: Tail, activation: Float[Tensor, "b c *t"], targets: Seq
     """
     channels, cells = activation.shape[1], activation[0, 0].numel()
 
+    together = scored_together(targets)
+
     def scored(features: Tensor) -> Tensor:
-        output = tail.run(features)
-        return torch.stack([target(output) for target in targets], 1)
+        return together(tail.run(features))
 
     _prepare()
     with torch.inference_mode(False), torch.no_grad():

@@ -53,7 +53,7 @@ def doubts(
     behind
         The name of a layer behind the normalisation, if one is known.
     """
-    low, high, size, mean = row
+    _, high, size, mean = row
     if not all(map(isfinite, row)):
         return [
             "The map holds values that are not finite: the network's features or gradients overflow. Do not use it."

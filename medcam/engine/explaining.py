@@ -68,7 +68,7 @@ def relevance(
     seed
         Of methods that draw random numbers.
     memory_mb
-        About how much memory perturbed copies of the input may take at once; see `medcam.engine.budget`. It moves the last bits of a result.
+        About how much memory perturbed copies of the input may take at once; see `medcam.engine.budget`. It moves a result's last bits.
     progress
         Called now and then with how many perturbed copies have been scored, and of how many.
 
@@ -163,7 +163,9 @@ def speaking_layers(
 def wishes_of(methods: Sequence[str | Explainer]) -> list[Wish]:
     """Return the explainers that are named, under their names."""
     return [
-        Wish("a method of the caller's own", method) if isinstance(method, Explainer) else Wish(method, method_named(method))
+        Wish("a method of the caller's own", method)
+        if isinstance(method, Explainer)
+        else Wish(method, method_named(method))
         for method in methods
     ]
 

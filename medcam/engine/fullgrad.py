@@ -71,7 +71,7 @@ def _full_grad(study: Study, psi: Callable[[Tensor], Tensor]) -> Tensor:
     maps: dict[tuple[Footprint, tuple[int, ...]], Tensor] = {}
 
     def visit(term: BiasTerm) -> None:
-        sums.append(term.values.flatten(1).sum(1))
+        sums.append(_each(term.values, study.inputs.shape[0]))
         found = places.of(term)
         if found is not None:
             layout, where = found
@@ -87,6 +87,13 @@ def _full_grad(study: Study, psi: Callable[[Tensor], Tensor]) -> Tensor:
     for (where, _), values in maps.items():
         total = total + on_voxels(values, where.stride, where.offset, tuple(study.inputs.shape[2:]))
     return total
+
+
+def _each(values: Tensor, batch: int) -> Float[Tensor, " b"]:
+    """Return the sum of a term for each sample, whose windows stand one behind another; of other shapes a sample's share is not known."""
+    if values.shape[0] % batch:
+        return values.new_zeros(batch)
+    return values.reshape(batch, -1).sum(1)
 
 
 def _say_what_is_missing(study: Study, scores: Tensor, sums: list[Tensor], of_input: Tensor) -> None:
@@ -127,6 +134,8 @@ class _Places:
 
     def of(self, term: BiasTerm) -> tuple[Layout, Footprint] | None:
         """Return the layout and footprint of a term, or None if it has no place."""
+        if term.values.shape[0] != self._inputs[0]:
+            return None
         seen = self._seen.get((term.layer, term.call))
         if seen is not None and seen[0].fits(term.values):
             return seen

@@ -193,7 +193,8 @@ def _say_gap(study: Study, values: Tensor, change: Tensor) -> None:
     found = values.flatten(1).sum(1)
     gap = (found - change).abs() / torch.maximum(found.abs(), change.abs()).clamp(min=torch.finfo(found.dtype).tiny)
     study.note(
-        "The relevance does not add up to the score's change from the baseline: it is off by {value:.0%} of it. Use more steps.",
+        "The relevance does not add up to the score's change from the baseline: it is off by {value:.0%} of it. Use more steps; a network "
+        "with instance norms jumps at a constant image, so that it needs another baseline, such as 'blur'.",
         where=gap > _GAP,
         value=gap,
     )

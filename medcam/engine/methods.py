@@ -24,8 +24,8 @@ Make = Callable[..., Explainer]
 Suspect = Callable[[Float[Tensor, "b c *t"]], Bool[Tensor, "b c"]]
 
 _NEGATIVE = (
-    "Grad-CAM++ is made for activations behind a ReLU; {value:.0%} of this layer's channels sum to less than zero, where its weights can be "
-    "huge. Choose a layer behind a ReLU, or another method."
+    "Grad-CAM++ is made for activations behind a ReLU; {value:.0%} of this layer's channels sum to less than zero, where its weights can "
+    "be huge. Choose a layer behind a ReLU, or another method."
 )
 _CROSSING = (
     "In {value:.0%} of this layer's channels positive and negative activations cancel, where XGrad-CAM's weight does not exist; they take "

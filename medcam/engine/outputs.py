@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 import torch
@@ -59,6 +59,8 @@ class Reading:
         Where a choice needs its weights (Finer-CAM's similar classes).
     ending
         What `ending_of` has told already, for an output that has left its graph behind.
+    winners
+        What `winners` has told already of the clean output; see `read_once`.
     """
 
     score: str = "logit"
@@ -67,6 +69,7 @@ class Reading:
     input_shape: tuple[int, ...] | None = None
     network: nn.Module | None = field(default=None, repr=False)
     ending: Ending | None = None
+    winners: Int[Tensor, "b *s"] | None = field(default=None, repr=False, compare=False)
 
 
 @dataclass(frozen=True)
@@ -207,7 +210,7 @@ def predicted_region(
     if ending.name == "sigmoid":
         return channel(logits, which) > ending.threshold
     if isinstance(which, Tensor):
-        return winners(logits) == which.reshape(-1, *[1] * (logits.ndim - 2))
+        return won_by(winners(logits), which)
     # The same without finding who else won, at a tenth of the time: of equals the first wins.
     wins = torch.ones_like(logits[:, 0], dtype=torch.bool)
     if which > 0:
@@ -217,10 +220,30 @@ def predicted_region(
     return wins
 
 
+def read_once(reading: Reading, output: Any) -> Reading:
+    """Return the reading with what many targets would each find out anew of one clean output: how it ends, and who wins each voxel.
+
+    Outputs without class scores are left to the targets, which know what to do with them or refuse them in words.
+    """
+    try:
+        place, _ = find_place(output, reading)
+    except UsageError:
+        return reading
+    logits = place.of(output)
+    ending = reading.ending or ending_of(logits, reading.activation)
+    voxels = logits.ndim > 2 and ending.name == "softmax"
+    return replace(reading, ending=ending, winners=winners(logits.detach()) if voxels else None)
+
+
 def winners(logits: Float[Tensor, "b classes *s"]) -> Int[Tensor, "b *s"]:
     """Return the class with the largest score, of each sample or of each of its voxels; of equals the first."""
     # The same as argmax, which takes ten times as long on a CPU.
     return logits.max(1).indices
+
+
+def won_by(won: Int[Tensor, "b *s"], which: int | Int[Tensor, " b"]) -> Bool[Tensor, "b *s"]:
+    """Return which voxels a class (one for all, or one a sample) has won."""
+    return won == (which.reshape(-1, *[1] * (won.ndim - 1)) if isinstance(which, Tensor) else which)
 
 
 def channel(values: Float[Tensor, "b classes *s"], which: int | Int[Tensor, " b"]) -> Float[Tensor, "b *s"]:

@@ -22,7 +22,6 @@ from medcam.engine.skeleton import mixes_samples, run
 from medcam.engine.tail import Tail, substituted
 from medcam.errors import UsageError
 
-
 # Called with how much is done, and how much there is.
 Progress = Callable[[int, int], object]
 

@@ -18,10 +18,13 @@ from medcam.engine.cells import Cells
 from medcam.engine.explainer import Explainer
 from medcam.engine.footprint import Footprint, even_spread
 from medcam.engine.layers import Layer
+from medcam.engine.outputs import read_once
 from medcam.engine.settled import Settled, Unsettled
 from medcam.engine.study import Clean, Progress, Remark, Study
 from medcam.engine.tail import Recorder, Tail
 from medcam.errors import UsageError
+
+_MANY = 2
 
 
 @dataclass(frozen=True)
@@ -113,6 +116,10 @@ def _answers(
     needs = frozenset[str]().union(*(wish.explainer.needs for _, wish in wishes))
     many = _many_targets(setting, len(targets), [wish for _, wish in wishes])
     captured, tails = clean_pass(setting, frozenset({"activation", "tail"}) if many else needs)
+    if len(targets) > _MANY:
+        # They all read one output: what each would find out of it is found once.
+        known = {target.reading: read_once(target.reading, captured.output) for target in targets[:1]}
+        targets = [target.read(known.get(target.reading, target.reading)) for target in targets]
     asked = [target.settled(captured.output) for target in targets]
     means: Sequence[directions.Mean | None] = [None] * len(asked)
     if many and (tail := tails[setting.layers[0].name]) is not None:
@@ -175,7 +182,8 @@ def study_of(
         same = layer.footprint.measured or layer.shape == cells
         where = layer.footprint if same else even_spread(tuple(setting.inputs.shape[2:]), cells)
     return Study(
-        setting.network, setting.inputs, clean, name, where, tails.get(name or INPUT), setting.copies, setting.seed, remarks, setting.progress,
+        setting.network, setting.inputs, clean, name, where, tails.get(name or INPUT), setting.copies, setting.seed, remarks,
+        setting.progress,
     )  # fmt: skip
 
 

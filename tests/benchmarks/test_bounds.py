@@ -21,7 +21,14 @@ HELD = {
 ROWS = [(task, workload, meters) for task, row in HELD.items() for workload, meters in row.items()]
 
 
-@pytest.mark.parametrize(("task", "workload", "meters"), ROWS, ids=lambda value: str(value))
+# What a default run tries; the others belong to the slow tests.
+QUICK = {("grad-cam", "dn3d"), ("family", "unet"), ("ablation-tail", "segres"), ("placing", "placing")}
+
+
+@pytest.mark.parametrize(
+    ("task", "workload", "meters"),
+    [pytest.param(*row, marks=[] if row[:2] in QUICK else pytest.mark.slow, id="-".join(row)) for row in ROWS],
+)
 def test_operations_and_memory_stay_within_their_bounds(task: str, workload: str, meters: str) -> None:
     cell = measure(task, "medcam", workload, size="small", rounds=0)
     assert not cell.said, cell.details

@@ -1,4 +1,4 @@
-"""Methods that ask more of the network than one activation and one gradient: CAM, Smooth Grad-CAM++, Shapley-CAM, Finer-CAM, Ablation-CAM."""
+"""Methods that ask more than one activation and one gradient: CAM, Smooth Grad-CAM++, Shapley-CAM, Finer-CAM, Ablation-CAM."""
 
 from __future__ import annotations
 
@@ -165,8 +165,7 @@ def test_shapley_cam_behind_which_all_is_linear_is_grad_cam(dims: int) -> None:
 def test_finer_cam_is_grad_cam_of_the_class_less_its_likes(dims: int) -> None:
     network, x = Classifier(dims).double().eval(), image(dims).double()
     found = relevance(network, x, layer="block", target=CLASSES, method="finer-cam(references=2, strength=0.7)")
-    own, *others = (relevance(network, x, layer="block", target=[c] * 3).values for c in range(4)), ()
-    maps = list(own)
+    maps = [relevance(network, x, layer="block", target=[c] * 3).values for c in range(4)]
     unit = nn.functional.normalize(network.head.weight.detach(), dim=1)
     for n, c in enumerate(CLASSES):
         likeness = {d: float(unit[c] @ unit[d]) for d in range(4) if d != c}

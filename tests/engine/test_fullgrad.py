@@ -242,6 +242,26 @@ def spread(values: Tensor) -> Tensor:
     return F.interpolate(values[:, None], size=(8, 6), mode="bilinear")[:, 0]
 
 
+def test_terms_of_windows_count_for_their_sample() -> None:
+    class Windows(nn.Module):
+        """The left and right halves of each image one after the other, as a Swin block has its windows."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.inner, self.head = nn.Conv2d(2, 4, 1), nn.Conv2d(4, 4, 3, padding=1), nn.Linear(48, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            halves = self.first(x).unflatten(3, (2, 3)).movedim(3, 1).flatten(0, 1)
+            return self.head(self.inner(halves).unflatten(0, (-1, 2)).mean(3).flatten(1)[:, :24].repeat(1, 2))
+
+    network, x = Windows().double().eval(), torch.randn(3, 2, 8, 6, dtype=torch.float64)
+    found = full_grad(network, x, "none")
+    assert not any("unexplained" in note for notes in found.notes for note in notes)
+    terms, of_input, _ = terms_of(network, x)
+    assert terms["inner"].shape == (6, 4, 8, 3)
+    torch.testing.assert_close(found.values, of_input.sum(1) + terms["first"].sum(1))
+
+
 def test_a_layer_that_runs_at_two_sizes_is_placed_at_both() -> None:
     class Twice(nn.Module):
         def __init__(self) -> None:
