@@ -21,6 +21,8 @@ from medcam.engine.cells import Cells, at_positions
 from medcam.engine.tiling import Tiling
 
 ALL = slice(None)
+# So many rows are divided and given on at once.
+_ROWS = 16
 # Positions this near to whole cells are whole: footprints are rounded to four digits.
 _WHOLE = 1e-3
 
@@ -86,15 +88,15 @@ class Stitch:
         rows, (volume, first) = self._rows, self._at
         if rows is None:
             return
-        done = rows[:, :count] / self._shares.summed(first)[:count]
-        before, side = self._tiling.before[0], self._tiling.image[0]
-        low, high = max(first, before), min(first + count, before + side)
-        if high > low:
-            kept: tuple[Any, ...] = (ALL, slice(low - first, high - first), *self._tiling.inside_of()[1:])
-            self._give(volume, low - before, done[kept])
-        fresh = torch.zeros_like(rows)
-        fresh[:, : rows.shape[1] - count] = rows[:, count:]
-        self._rows = fresh
+        summed, before = self._shares.summed(first), self._tiling.before[0]
+        low, high = max(first, before), min(first + count, before + self._tiling.image[0])
+        for start in range(low, high, _ROWS):
+            some = slice(start - first, min(start + _ROWS, high) - first)
+            kept: tuple[Any, ...] = (ALL, ALL, *self._tiling.inside_of()[1:])
+            self._give(volume, start - before, (rows[:, some] / summed[some])[kept])
+        rest = rows[:, count:].clone()
+        rows[:, : rest.shape[1]] = rest
+        rows[:, rest.shape[1] :] = 0
 
 
 @dataclass(frozen=True, eq=False)
