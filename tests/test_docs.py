@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 
 import pytest
+from compare_methods import METHODS, compare
 
 import medcam
 from engine.toy_networks import Classifier, image
@@ -29,6 +30,14 @@ def test_python_in_the_documentation_runs(page: Path, tmp_path: Path, monkeypatc
     shared: dict[str, object] = {"medcam": medcam, "network": Classifier(2).eval(), "images": image(2)}
     for code in examples(page):
         exec(compile(code, page.name, "exec"), shared)
+
+
+def test_the_comparison_of_methods_draws_its_picture(tmp_path: Path) -> None:
+    shares = compare(tmp_path / "methods.png")
+    assert list(shares) == METHODS
+    assert all(0 <= share <= 1 for share in shares.values())
+    assert shares["grad-cam"] > 0.5
+    assert (tmp_path / "methods.png").stat().st_size > 50_000
 
 
 def test_every_method_and_fusion_stands_in_the_documentation() -> None:
