@@ -6,6 +6,8 @@
 The networks are those of tests/engine/monai_zoo.py, what is tried is tests/engine/zoo_contract.py.
 """
 
+# ruff: noqa: T201, I001
+
 from __future__ import annotations
 
 import sys
@@ -24,13 +26,14 @@ TOLERANCE = 1e-4
 
 _HEAD = """# Networks
 
-Every network of `monai.networks.nets` (MONAI {version}) that ends in classes, voxels or boxes, tried by `docs/make_networks_table.py` with random
-weights, as small as its class allows, in 2D and in 3D. No network needed a line of code to be explained; where one does not take a plain batch of
-images, the last column says what stood before it.
+Every network of `monai.networks.nets` (MONAI {version}) that ends in classes, voxels or boxes, tried by
+`docs/make_networks_table.py` with random weights, as small as its class allows, in 2D and in 3D. No network needed a line
+of code to be explained; where one does not take a plain batch of images, the last column says what stood before it.
 
-- **Default layer**: what `medcam.relevance(network, images)` looks at, and how many cells it has.
-- **A cell**: how many voxels of the input lie from one cell's centre to the next, and where the first one's is. *Assumed*: it could not be measured.
 - **Grad-CAM**: yes, or why not, in medcam's own words.
+- **Default layer**: what `medcam.relevance(network, images)` looks at, and how many cells it has.
+- **A cell**: how many voxels of the input lie from one cell's centre to the next, and where the first one's is.
+  *Assumed*: it could not be measured, and an even spread is taken.
 - **Untouched**: hooks, modes, weights, buffers and gradients are what they were.
 - **Batch**: two images at once give what each gives alone, up to rounding.
 

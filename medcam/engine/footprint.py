@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -174,19 +175,18 @@ class _Witness:
         weighs = not module._modules and any(value is not None for value in module._parameters.values())
         if not name and not weighs:
             return []
-        kind = type(module).__name__
+        # A partial, not a function made here: one for each module would cost more than all its calls where types are checked.
+        return [module.register_forward_hook(partial(self._end, name, type(module).__name__, weighs))]
 
-        def end(_module: nn.Module, _args: Any, output: Any) -> None:
-            if weighs:
-                self._clock += 1
-                for item in (output,) if isinstance(output, Tensor) else _tensors(output):
-                    if hasattr(item, "_medcam_at"):
-                        place, made_of, lead, _, version = item._medcam_at
-                        item._medcam_at = At(place, made_of, lead, self._clock, version)
-            if name:
-                self._note(name, kind, output)
-
-        return [module.register_forward_hook(end)]
+    def _end(self, name: str, kind: str, weighs: bool, _module: nn.Module, _args: Any, output: Any) -> None:
+        if weighs:
+            self._clock += 1
+            for item in (output,) if isinstance(output, Tensor) else _tensors(output):
+                if hasattr(item, "_medcam_at"):
+                    place, made_of, lead, _, version = item._medcam_at
+                    item._medcam_at = At(place, made_of, lead, self._clock, version)
+        if name:
+            self._note(name, kind, output)
 
     def _note(self, name: str, kind: str, output: Any) -> None:
         for item in output if isinstance(output, (tuple, list)) else (output,):

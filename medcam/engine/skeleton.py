@@ -137,27 +137,21 @@ def _forget_input(module: nn.Module) -> None:
         return
     if isinstance(module.padding, str) or module.padding_mode != "zeros":
         return
-    plain = module.forward
+    module.forward = partial(_lean_forward, module, module.forward)
 
-    def forward(inputs: Tensor, *rest: Any, **named: Any) -> Tensor:
-        lean = torch.is_grad_enabled() and inputs.requires_grad and inputs.ndim == module.weight.ndim
-        if not lean or rest or named or torch.is_autocast_enabled(inputs.device.type):
-            result: Tensor = plain(inputs, *rest, **named)
-            return result
-        geometry = (
-            module.stride,
-            module.padding,
-            module.dilation,
-            module.transposed,
-            module.output_padding,
-            module.groups,
-        )
-        found: Tensor = _FrozenConvolution.apply(  # type: ignore[no-untyped-call]
-            inputs, module.weight, module.bias, geometry
-        )
-        return found
 
-    module.forward = forward
+def _lean_forward(module: Any, plain: Any, inputs: Tensor, *rest: Any, **named: Any) -> Tensor:
+    lean = torch.is_grad_enabled() and inputs.requires_grad and inputs.ndim == module.weight.ndim
+    if not lean or rest or named or torch.is_autocast_enabled(inputs.device.type):
+        result: Tensor = plain(inputs, *rest, **named)
+        return result
+    geometry = (
+        module.stride, module.padding, module.dilation, module.transposed, module.output_padding, module.groups,
+    )  # fmt: skip
+    found: Tensor = _FrozenConvolution.apply(  # type: ignore[no-untyped-call]
+        inputs, module.weight, module.bias, geometry
+    )
+    return found
 
 
 class _FrozenConvolution(torch.autograd.Function):

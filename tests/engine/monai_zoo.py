@@ -1,7 +1,9 @@
-"""Every network of `monai.networks.nets` (1.6.1), as small as its class allows: what ends in classes, voxels or boxes, and what is left out.
+"""Every network of `monai.networks.nets` (1.6.1), as small as its class allows: those that end in classes, voxels or boxes, and the others.
 
 `ZOO` holds the first, one row a class and one more for each variant that is built differently inside; `LEFT_OUT` says why for the rest.
 """
+
+# ruff: noqa: E501  a network is a row of a table
 
 from __future__ import annotations
 
@@ -217,6 +219,13 @@ def _efficientnet(dims: int) -> nn.Module:
     return nets.EfficientNet(blocks, dims, 1, num_classes=3, width_coefficient=0.25, image_size=48)
 
 
+_HIGH_RES = (
+    {"name": "conv_0", "n_features": 4, "kernel_size": 3},
+    {"name": "res_1", "n_features": 4, "kernels": (3, 3), "repeat": 2},
+    {"name": "res_2", "n_features": 8, "kernels": (3, 3), "repeat": 1},
+    {"name": "conv_1", "n_features": 8, "kernel_size": 1},
+    {"name": "conv_2", "kernel_size": 1},
+)
 _SIDES = {2: (32, 48), 3: (32, 48, 16)}
 _LARGE = {2: (64, 96), 3: (64, 96, 32)}
 _VIT = {"hidden_size": 24, "mlp_dim": 32, "num_layers": 2, "num_heads": 2}
@@ -248,9 +257,9 @@ ZOO: tuple[Network, ...] = (
     Network("Classifier", "classes", lambda d: nets.Classifier((1, *_SIDES[d]), 3, (4, 8), (2, 2)), _SIDES),
     Network("DenseNet", "classes", lambda d: nets.DenseNet(d, 1, 3, 8, 4, (2, 2)), _SIDES),
     Network("DenseNet121", "classes", lambda d: nets.DenseNet121(d, 1, 3, 8, 4, (1, 2, 2, 1)), _LARGE),
-    Network("DenseNet169", "classes", lambda d: nets.DenseNet169(d, 1, 3, 8, 4, (1, 2, 2, 1)), _LARGE),
-    Network("DenseNet201", "classes", lambda d: nets.DenseNet201(d, 1, 3, 8, 4, (1, 2, 2, 1)), _LARGE),
-    Network("DenseNet264", "classes", lambda d: nets.DenseNet264(d, 1, 3, 8, 4, (1, 2, 2, 1)), _LARGE),
+    Network("DenseNet169", "classes", lambda d: nets.DenseNet169(d, 1, 3, 8, 4, (1, 2, 2, 1)), _LARGE, slow=True),
+    Network("DenseNet201", "classes", lambda d: nets.DenseNet201(d, 1, 3, 8, 4, (1, 2, 2, 1)), _LARGE, slow=True),
+    Network("DenseNet264", "classes", lambda d: nets.DenseNet264(d, 1, 3, 8, 4, (1, 2, 2, 1)), _LARGE, slow=True),
     Network("EfficientNet", "classes", _efficientnet, _LARGE),
     Network("EfficientNetBN", "classes", lambda d: nets.EfficientNetBN("efficientnet-b0", pretrained=False, spatial_dims=d, in_channels=1, num_classes=3), _LARGE, slow=True),
     Network("MILModel", "classes", lambda d: OneInstance(nets.MILModel(3, "mean", pretrained=False, backbone=Backbone(d, head=False), backbone_num_features=8)), {2: (32, 48)}, absent=_ONLY_2D, adapted="a bag of one image; the backbone is given, since its default is torchvision's"),
@@ -274,10 +283,10 @@ ZOO: tuple[Network, ...] = (
     Network("AHNet", "voxels", lambda d: nets.AHNet((1, 1, 1, 1), d, 1, 3, upsample_mode="bilinear" if d == 2 else "trilinear"), {2: (128, 160), 3: (128, 160, 32)}, slow=True),
     Network("AttentionUnet", "voxels", lambda d: nets.AttentionUnet(d, 1, 3, (4, 8, 16), (2, 2)), _SIDES),
     Network("AutoEncoder", "voxels", lambda d: nets.AutoEncoder(d, 1, 3, (4, 8), (2, 2)), _SIDES),
-    Network("AutoencoderKL", "voxels", lambda d: Reconstructed(nets.AutoencoderKL(d, 1, 3, (1, 1), (4, 8), (False, True), 3, norm_num_groups=4)), _SIDES, adapted="by `reconstruct`, which draws nothing at random"),
-    Network("BasicUNet", "voxels", lambda d: nets.BasicUNet(d, 1, 3, (4, 4, 8, 8, 16, 4)), _SIDES),
-    Network("BasicUNetPlusPlus", "voxels", lambda d: nets.BasicUNetPlusPlus(d, 1, 3, (4, 4, 8, 8, 16, 4)), _SIDES),
-    Network("BasicUNetPlusPlus", "voxels", lambda d: nets.BasicUNetPlusPlus(d, 1, 3, (4, 4, 8, 8, 16, 4), deep_supervision=True), _SIDES, variant="deep supervision"),
+    Network("AutoencoderKL", "voxels", lambda d: Reconstructed(nets.AutoencoderKL(d, 1, 3, (1, 1), (4, 8), (False, True), 3, norm_num_groups=4)), {2: (32, 48), 3: (16, 24, 8)}, adapted="by `reconstruct`, which draws nothing at random"),
+    Network("BasicUNet", "voxels", lambda d: nets.BasicUNet(d, 1, 3, (4, 4, 8, 8, 16, 4)), _SIDES, slow=True),
+    Network("BasicUNetPlusPlus", "voxels", lambda d: nets.BasicUNetPlusPlus(d, 1, 3, (4, 4, 8, 8, 16, 4)), _SIDES, slow=True),
+    Network("BasicUNetPlusPlus", "voxels", lambda d: nets.BasicUNetPlusPlus(d, 1, 3, (4, 4, 8, 8, 16, 4), deep_supervision=True), _SIDES, variant="deep supervision", slow=True),
     Network("DAF3D", "voxels", lambda d: nets.DAF3D(1, 3), {3: (32, 48, 32)}, needs="torchvision", absent=_ONLY_3D, slow=True),
     Network("DiNTS", "voxels", _dints, _LARGE, variant="while searching", slow=True),
     Network("DiNTS", "voxels", _dints_found, _LARGE, variant="found", slow=True),
@@ -285,7 +294,7 @@ ZOO: tuple[Network, ...] = (
     Network("DynUNet", "voxels", lambda d: nets.DynUNet(d, 1, 3, deep_supervision=True, res_block=True, **_DYN), _SIDES, variant="residual, deep supervision"),
     Network("FlexibleUNet", "voxels", lambda d: nets.FlexibleUNet(1, 3, "efficientnet-b0", decoder_channels=(16, 8, 8, 4, 4), spatial_dims=d), _LARGE, slow=True),
     Network("FlexibleUNet", "voxels", lambda d: nets.FlexibleUNet(1, 3, "resnet10", decoder_channels=(16, 8, 8, 4, 4), spatial_dims=d, upsample="pixelshuffle"), _LARGE, variant="pixel shuffle", slow=True),
-    Network("HighResNet", "voxels", lambda d: nets.HighResNet(d, 1, 3, layer_params=({"name": "conv_0", "n_features": 4, "kernel_size": 3}, {"name": "res_1", "n_features": 4, "kernels": (3, 3), "repeat": 2}, {"name": "res_2", "n_features": 8, "kernels": (3, 3), "repeat": 1}, {"name": "conv_1", "n_features": 8, "kernel_size": 1}, {"name": "conv_2", "kernel_size": 1})), _SIDES),
+    Network("HighResNet", "voxels", lambda d: nets.HighResNet(d, 1, 3, layer_params=_HIGH_RES), _SIDES),
     Network("HoVerNet", "voxels", lambda d: nets.HoVerNet("fast", 1, out_classes=3), {2: (256, 256)}, absent=_ONLY_2D, slow=True),
     Network("HyenaNDUNETR", "voxels", lambda d: nets.HyenaNDUNETR(1, 3, (True, False, True, False), 12, depths=(1, 1, 1, 1), num_heads=(1, 2, 2, 2), window_size=(4, 3, 2)[:d], spatial_dims=d), {2: (32, 64), 3: (32, 64, 32)}, needs="nvsubquadratic", slow=True),
     Network("LocalNet", "voxels", lambda d: nets.LocalNet(d, 1, 4, (0, 1, 2), out_channels=3), _SIDES),
@@ -298,10 +307,10 @@ ZOO: tuple[Network, ...] = (
     Network("SegResNetDS", "voxels", lambda d: nets.SegResNetDS(d, 4, 1, 3, blocks_down=(1, 1, 1)), _SIDES),
     Network("SegResNetDS2", "voxels", lambda d: nets.SegResNetDS2(d, 4, 1, 3, blocks_down=(1, 1, 1)), _SIDES, adapted="the first of its two lists of outputs"),
     Network("SegResNetVAE", "voxels", lambda d: nets.SegResNetVAE(_SIDES[d], spatial_dims=d, in_channels=1, out_channels=3, vae_nz=8, blocks_down=(1, 1, 1), blocks_up=(1, 1)), _SIDES),
-    Network("SwinUNETR", "voxels", _swin(), {2: (32, 64), 3: (32, 64, 32)}),
-    Network("SwinUNETR", "voxels", _swin(use_v2=True, downsample="mergingv2", use_flash_attention=True), {2: (32, 64), 3: (32, 64, 32)}, variant="version 2"),
+    Network("SwinUNETR", "voxels", _swin(), {2: (32, 64), 3: (32, 64, 32)}, slow=True),
+    Network("SwinUNETR", "voxels", _swin(use_v2=True, downsample="mergingv2", use_flash_attention=True), {2: (32, 64), 3: (32, 64, 32)}, variant="version 2", slow=True),
     Network("UNETR", "voxels", _unetr(), _SIDES),
-    Network("UNETR", "voxels", _unetr(proj_type="perceptron"), _SIDES, variant="perceptron"),
+    Network("UNETR", "voxels", _unetr(proj_type="perceptron"), _SIDES, variant="perceptron", slow=True),
     Network("UNet", "voxels", lambda d: nets.UNet(d, 1, 3, (4, 8, 16), (2, 2)), _SIDES),
     Network("UNet", "voxels", lambda d: nets.UNet(d, 1, 3, (4, 8, 16), (2, 2), num_res_units=2), _SIDES, variant="residual"),
     Network("VISTA3D", "voxels", _vista3d, {3: (32, 48, 16)}, absent=_ONLY_3D, adapted="asked for two classes; it takes one image at a time", one_by_one=True),

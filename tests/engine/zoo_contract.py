@@ -1,4 +1,4 @@
-"""What medcam promises for a network: a default layer, Grad-CAM there, nothing touched, each sample as if alone."""
+"""What medcam promises for a network, tried on one: a default layer, Grad-CAM there, nothing touched, each sample as if alone."""
 
 from __future__ import annotations
 
