@@ -19,8 +19,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 from torch.profiler import ProfilerActivity, profile
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._python_dispatch import TorchDispatchMode, _get_current_dispatch_mode
 from torch.utils.flop_counter import flop_registry
 
 Call = Callable[[], Any]
@@ -54,9 +55,21 @@ class Work:
 
 def work(call: Call) -> Work:
     """Count what a call does. The call runs once, under a dispatch mode, on whatever device its tensors are."""
-    with _Count() as count:
+    with _Count() as count, _Fetches() as fetches:
         call()
-    return Work(count.flops, sum(count.names.values()), count.stops, count.names)
+    return _work_of(count, fetches.stops)
+
+
+def work_so_far() -> Work:
+    """Return what the call that is being counted has done until now, for hooks inside it; what it fetched is not in it."""
+    count = _get_current_dispatch_mode()
+    if not isinstance(count, _Count):
+        raise RuntimeError("nothing is being counted")
+    return _work_of(count, 0)
+
+
+def _work_of(count: _Count, fetched: int) -> Work:
+    return Work(count.flops, sum(count.names.values()), count.stops + fetched, Counter(count.names))
 
 
 class _Count(TorchDispatchMode):
@@ -94,6 +107,26 @@ class _Count(TorchDispatchMode):
         elif not func.is_view and func.namespace == "aten" and name not in _IDLE:
             self.names[name] += 1
         return result
+
+
+class _Fetches(TorchFunctionMode):
+    """See where a CPU tensor's values are taken without an operation; of a tensor on CUDA the same is a copy, which `_Count` sees."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stops = 0
+        self._fetched: list[Tensor] = []
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        if func in _FETCHES and args[0].device.type == "cpu" and not any(args[0] is seen for seen in self._fetched):
+            self.stops += 1
+            # `x.cpu().numpy()` waits once.
+            self._fetched.append(result if isinstance(result, Tensor) else args[0])
+        return result
+
+
+_FETCHES = {Tensor.tolist, Tensor.numpy, Tensor.__array__, Tensor.cpu}
 
 
 def _crosses_devices(name: str, args: Any, kwargs: Any, result: Any) -> bool:

@@ -92,7 +92,7 @@ def _figures(cell: Cell | None, size: str | None = None) -> str:
     """Return a cell in figures or words; its size too where that is not its row's."""
     if cell is None:
         return ""
-    if cell.m is None:
+    if cell.launches is None:
         return cell.said
     numbers = " / ".join(_number(name, getattr(cell, name)) for name in ("f", "m", "t"))
     own = f"({cell.size})" if size not in (None, cell.size) else ""

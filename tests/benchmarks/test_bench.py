@@ -89,15 +89,15 @@ def test_a_run_in_parts_collects_and_fills_the_page(tmp_path: Path, capsys: pyte
     common = ["--size", "small", "--rounds", "0", "--json", str(figures)]
     assert bench.main([*common, "--only", "placing"]) == 0
     assert "Placing a 16 x 16 x 10 map" in capsys.readouterr().out
-    assert bench.main([*common, "--only", "windows", "--workloads", "segres", "--docs", str(page)]) == 0
-    assert "[1/1] windows | segres | medcam:" in capsys.readouterr().err
-    assert {c["task"] for c in json.loads(figures.read_text())["cells"]} == {"placing", "windows"}
+    assert bench.main([*common, "--only", "grad-cam", "--workloads", "vit", "--docs", str(page)]) == 0
+    assert "[1/3] grad-cam | vit | medcam:" in capsys.readouterr().err
+    assert {c["task"] for c in json.loads(figures.read_text())["cells"]} == {"placing", "grad-cam"}
     text = page.read_text()
     assert text.startswith("before\n")
     assert text.endswith("after\n")
     assert "old" not in text
     assert "### Placing" in text
-    assert "### Sliding windows" in text
+    assert "### One Grad-CAM" in text
 
 
 def test_figures_of_another_machine_are_not_mixed_in(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -116,6 +116,9 @@ def test_resizing_is_one_launch_as_it_is_in_truth() -> None:
         (lambda x: [int(n) for n in x[0, :3]], 3),
         (lambda x: x.nonzero(), 1),
         (lambda x: torch.equal(x, x + 1), 1),
+        (lambda x: x.sum(1).tolist(), 1),
+        (lambda x: x.exp().cpu().numpy(), 1),
+        (lambda x: [x.exp().numpy(), np.asarray(x.sin())], 2),
         (lambda x: x.relu().sum(), 0),
     ],
 )

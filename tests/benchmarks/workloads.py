@@ -18,7 +18,7 @@ import torch
 from monai.networks import nets
 from torch import Tensor, nn
 
-from benchmarks.meters import work
+from benchmarks.meters import Work, work, work_so_far
 
 
 @dataclass(frozen=True)
@@ -86,10 +86,6 @@ class Case:
         """The grid that the layer's tokens stand for, where it gives tokens."""
         return tuple(n // _PATCH for n in self.inputs.shape[2:]) if self.workload.tokens else None
 
-    @property
-    def channels(self) -> int:
-        return int(_layer_output(self).shape[2 if self.workload.tokens else 1])
-
 
 def first_tensor(output: Any) -> Tensor:
     """Return the scores: MONAI's ViT gives a tuple."""
@@ -112,41 +108,47 @@ def case(workload: Workload, size: str = "full", device: str = "cpu") -> Case:
     return Case(workload, network.to(device), inputs.to(device), size)
 
 
-def tail_share(ready: Case) -> float:
-    """Return b: the share of a forward pass, in operations, that comes after the layer."""
-    counts: list[int] = []
+@dataclass(frozen=True)
+class Passed:
+    """What one plain forward pass did.
 
-    def whole() -> None:
-        handle = ready.network.get_submodule(ready.workload.layer).register_forward_hook(note)
-        try:
-            ready.forward()
-        finally:
-            handle.remove()
+    Parameters
+    ----------
+    done
+        All of it.
+    tail_share
+        b: the share of its operations that comes after the layer.
+    channels
+        Of the layer.
+    """
 
-    def note(_module: nn.Module, _args: Any, _output: Any) -> None:
-        from torch.utils._python_dispatch import _get_current_dispatch_mode
+    done: Work
+    tail_share: float
+    channels: int
 
-        counts.append(_get_current_dispatch_mode().flops)  # type: ignore[union-attr]
 
-    total = work(whole).flops
-    return 1 - counts[0] / total
+@cache
+def passed(ready: Case) -> Passed:
+    """Count one plain forward pass, and what of it comes after the layer."""
+    before: list[int] = []
+    channels: list[int] = []
+
+    def note(_module: nn.Module, _args: Any, output: Any) -> None:
+        before.append(work_so_far().flops)
+        channels.append(first_tensor(output).shape[2 if ready.workload.tokens else 1])
+
+    handle = ready.network.get_submodule(ready.workload.layer).register_forward_hook(note)
+    try:
+        done = work(ready.forward)
+    finally:
+        handle.remove()
+    return Passed(done, 1 - before[-1] / done.flops, channels[-1])
 
 
 def occlusion_window(ready: Case) -> tuple[int, ...]:
     """Return the sides of a box of which 64 fill the input."""
     parts = 8 if ready.workload.dims == 2 else 4
     return tuple(n // parts for n in ready.inputs.shape[2:])
-
-
-def _layer_output(ready: Case) -> Tensor:
-    seen: list[Any] = []
-    layer = ready.network.get_submodule(ready.workload.layer)
-    handle = layer.register_forward_hook(lambda _module, _args, output: seen.append(output))
-    try:
-        ready.forward()
-    finally:
-        handle.remove()
-    return first_tensor(seen[0])
 
 
 def _densenet(dims: int) -> Callable[[tuple[int, ...]], nn.Module]:
