@@ -135,10 +135,11 @@ class Sum:
         measures = doubts.measure(seen, *sizes)
         cells = self.stitch.grid.without_padding(values)
         remarks = [Remark(sentence, *found) for sentence, found in self.remarks.items()]
-        target = scored.settled()
+        target, score = scored.settled(), scored.score.to(values.device)
+        chance = None if scored.probability is None else scored.probability.to(values.device)
         return Draft(
-            cells.values, cells.stride, cells.offset, self.layer, self.where, self.wish, target, scored.score, scored.probability,
-            facts_of(measures, target, scored.probability, remarks), remarks, self.dtype, self.calls,
+            cells.values, cells.stride, cells.offset, self.layer, self.where, self.wish, target, score, chance,
+            facts_of(measures, target, chance, remarks), remarks, self.dtype, self.calls,
         )  # fmt: skip
 
 

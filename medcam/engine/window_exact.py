@@ -129,7 +129,8 @@ def _slopes(job: Job, pulls: Sequence[_Pull], features: Sequence[_Features]) -> 
         for t, pull in enumerate(pulls):
             slope = torch.stack([pull.slope[boxes[spot.number]] for spot in spots]) * blend.unsqueeze(1)
             with torch.enable_grad():
-                score = (logits * slope.to(logits)).flatten(1).sum(1)
+                # In the stitched output's precision: a half's sum over voxels would overflow.
+                score = (logits.to(slope.dtype) * slope.to(logits.device)).flatten(1).sum(1)
             found = gradients(captured, score, names, keep_graph=t < len(pulls) - 1)
             for name, summed in zip(names, sums[t], strict=True):
                 for spot, own in zip(spots, found[name], strict=True):

@@ -167,28 +167,29 @@ def windowed_relevances(
             listed = feature_layers(model, first, output=output)
         known = tuple(known_layer(model, first, listed, layer) for layer in layers)
     reading = Reading(score, activation, output, tuple(volumes.shape), model)
-    kept = Kept(len(volumes), tiling.image) if prediction else None
     with skeleton(model) as copied, torch.inference_mode(False):
         copies = copies_within(memory_mb, first.expand(windows.sw_batch_size, *first.shape[1:]), listed or known)
         setting = Setting(copied, padded, known, copies, seed, mode_notes(model), tuple(class_names))
         device = torch.device(windows.device or volumes.device)
         job = Job(setting, tiling, windows.sw_batch_size, device, reading, progress or _silent)
 
-        def swept(job: Job) -> list[Answered]:
+        def swept(job: Job) -> tuple[list[Answered], Kept | None]:
+            kept = Kept(len(volumes), tiling.image) if prediction else None
             drafts = _drafts(job, asked, wishes, first, kept, exact=exact)
-            return finish(replace(job.setting, inputs=volumes), [drafts[place] for place in sorted(drafts)])
+            return finish(replace(job.setting, inputs=volumes), [drafts[place] for place in sorted(drafts)]), kept
 
+        found: list[Answered] = []
+        kept: Kept | None = None
         try:
-            found = swept(job)
+            found, kept = swept(job)
         except IndependentError:
             if None not in layers or not known:
                 raise
-            found = []
         if None in layers and known and (not found or any(one.says_nothing for one in found)):
             # Whether a layer's gradient says something is a matter of the network, so one window tells.
             better = speaking_layers(copied, first, listed, layers, known, unasked().read(job.read(1)))
             if better != known or not found:
-                found = swept(replace(job, setting=replace(setting, layers=better)))
+                found, kept = swept(replace(job, setting=replace(setting, layers=better)))
     return Windowed(tuple(one.relevance for one in found), None if kept is None else kept.logits)
 
 

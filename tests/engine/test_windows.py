@@ -624,6 +624,47 @@ def test_the_network_is_left_as_it_was() -> None:
     assert "training mode" in found.notes[0][0]
 
 
+class BeforeNorm(nn.Module):
+    """The last layer before the head lies in front of an instance norm, where Grad-CAM's weights cancel."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.act = nn.Conv2d(2, 4, 3, padding=1), nn.ReLU()
+        self.last, self.out = nn.Conv2d(4, 6, 3, padding=1), nn.Conv2d(6, 3, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.out(nn.functional.instance_norm(self.last(self.act(self.first(x)))))
+
+
+def test_a_default_layer_that_says_nothing_is_left_for_one_that_does() -> None:
+    network, x = BeforeNorm().double().eval(), volumes(2)
+    found = windowed_relevances(network, x, Windows(ROI[2], 0.5), targets=[1], prediction=True)
+    given = windowed_relevance(network, x, Windows(ROI[2], 0.5), layer="act", target=1)
+    assert found.relevances[0].layer == "act"
+    torch.testing.assert_close(found.relevances[0].values, given.values)
+    with torch.no_grad():
+        torch.testing.assert_close(
+            found.prediction, sliding_window_inference(x, ROI[2], 1, network, overlap=0.5, mode="gaussian")
+        )
+    asked = windowed_relevance(network, x, Windows(ROI[2], 0.5), layer="last", target=1)
+    assert any("cancels to rounding noise" in note for note in asked.notes[0])
+
+
+@pytest.mark.parametrize("exact", [False, True])
+def test_windows_work_inside_inference_mode_and_autocast(exact: bool) -> None:
+    x = volumes(2, 1, torch.float32)
+    network = balanced(Segmenter(2).eval(), x)
+    expected = windowed_relevance(network, x, Windows(ROI[2]), layer="deep", target=1, exact=exact)
+    with torch.inference_mode():
+        found = windowed_relevance(network, x.clone(), Windows(ROI[2]), layer="deep", target=1, exact=exact)
+    torch.testing.assert_close(found.values, expected.values)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        half = windowed_relevance(network, x, Windows(ROI[2]), layer="deep", target=1, exact=exact)
+    assert half.values.dtype == torch.float32
+    likeness = torch.corrcoef(torch.stack([half.values.flatten(), expected.values.flatten()]))[0, 1]
+    assert likeness > 0.98
+
+
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
