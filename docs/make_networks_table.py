@@ -58,7 +58,7 @@ def main(wanted: list[str]) -> None:
 
 
 def row(entry: Network, dims: int) -> str:
-    note = entry.adapted
+    note = "; ".join(filter(None, [entry.adapted, f"needs {entry.needs}" if entry.needs else ""]))
     if dims not in entry.sizes:
         cells = ["", "", "", "", "", entry.absent]
     elif not entry.available:
@@ -66,16 +66,17 @@ def row(entry: Network, dims: int) -> str:
     else:
         outcome = try_out(entry, dims)
         print(f"{entry.title} {dims}D: {outcome.failure or outcome.layer}", file=sys.stderr, flush=True)
-        cells = [*_findings(outcome), note]
+        cells = [*_findings(outcome, entry.one_by_one), note]
     return f"| {' | '.join([entry.title, entry.ends_in, f'{dims}D', *cells])} |"
 
 
-def _findings(found: Outcome) -> list[str]:
+def _findings(found: Outcome, one_by_one: bool) -> list[str]:
     untouched = "yes" if not found.touched else f"no: {', '.join(found.touched[:3])}"
     if found.failure:
         return [found.failure.replace("|", "\\|").replace("\n", " "), "", "", untouched, ""]
     cell = f"{_numbers(found.stride)}, from {_numbers(found.offset)}" if found.measured else "assumed"
     together = "yes" if found.apart < TOLERANCE else f"no: {found.apart:.0e} apart"
+    together = "takes one image" if one_by_one else together
     works = "blank" if found.blank else "yes"
     return [works, f"`{found.layer}`, {_numbers(found.cells, ' x ')}", cell, untouched, together]
 
