@@ -6,6 +6,8 @@
 The networks are those of tests/engine/monai_zoo.py, what is tried is tests/engine/zoo_contract.py.
 """
 
+# ruff: noqa: T201, I001
+
 from __future__ import annotations
 
 import sys
