@@ -1,12 +1,10 @@
 """Run medcam on every network of `monai.networks.nets` and write down what came of it, in docs/networks.md.
 
-    python docs/make_networks_table.py            # all; a quarter of an hour on one core
+    python docs/make_networks_table.py            # all; a few minutes
     python docs/make_networks_table.py UNet ViT   # these, printed and not written
 
 The networks are those of tests/engine/monai_zoo.py, what is tried is tests/engine/zoo_contract.py.
 """
-
-# ruff: noqa: T201, I001
 
 from __future__ import annotations
 

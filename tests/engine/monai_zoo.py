@@ -3,8 +3,6 @@
 `ZOO` holds the first, one row a class and one more for each variant that is built differently inside; `LEFT_OUT` says why for the rest.
 """
 
-# ruff: noqa: E501  a network is a row of a table
-
 from __future__ import annotations
 
 import importlib.util
