@@ -11,6 +11,9 @@ import torch
 from medcam.geometry import Grid
 from medcam.volume import Source, Volume
 
+# Tensors of tests are small: several threads would wait for each other longer than they compute.
+torch.set_num_threads(1)
+
 SHARED = Path(__file__).parents[1] / ".." / "shared" / "data"
 
 
