@@ -34,7 +34,7 @@ def test_the_readmes_shell_example_runs(in_a_copy: Path, capsys: pytest.CaptureF
         for line in block.splitlines()
         if line.startswith("medcam ")
     ]
-    assert len(commands) == 2
+    assert len(commands) == 5
     for command in commands:
         assert main(shlex.split(command)[1:]) == 0, command
     out, _ = capsys.readouterr()
@@ -43,9 +43,12 @@ def test_the_readmes_shell_example_runs(in_a_copy: Path, capsys: pytest.CaptureF
 
 
 def test_the_readmes_python_example_runs(in_a_copy: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    (example,) = blocks(ROOT / "README.md", "python")
-    exec(compile(example, "README.md", "exec"), {})
-    assert capsys.readouterr().out.startswith("nodule (class 0) 0.99")
+    shared: dict[str, object] = {}
+    for example in blocks(ROOT / "README.md", "python"):
+        exec(compile(example, "README.md", "exec"), shared)
+    out = capsys.readouterr().out
+    assert out.startswith("nodule (class 0) 0.99")
+    assert "('hires-cam', 'not class 0', (2, 128, 160))" in out
     assert len(list((in_a_copy / "results").glob("CR_s1_*_gradcam.nii.gz"))) == 1
 
 
