@@ -99,7 +99,7 @@ def _wanted(options: argparse.Namespace, tasks: dict[str, Any]) -> list[tuple[st
     return [
         (name, tool, workload)
         for name, task in tasks.items()
-        if options.only is None or name in options.only
+        if (options.only is None or name in options.only) and not (task.host_only and options.device == "cuda")
         for workload in task.workloads
         if options.workloads is None or workload in options.workloads
         for tool in task.tools

@@ -278,7 +278,7 @@ def captum_occlusion(ready: Case) -> Call:
 
 
 def interpolate(ready: Any) -> Call:
-    values = torch.from_numpy(ready.values)[None, None]
+    values = ready.values[None, None]
     return lambda: nn.functional.interpolate(values, ready.onto.shape, mode="trilinear", align_corners=False)
 
 

@@ -71,6 +71,8 @@ class Task:
         What makes a case, and the call that is the unit.
     measured
         The tools held to the bound.
+    host_only
+        Whether it has nothing to do with CUDA.
     """
 
     title: str
@@ -82,6 +84,7 @@ class Task:
     prepare: Callable[[str, str, str], Any] | None = None
     plain: Callable[[Any], Call] = field(default=lambda ready: ready.forward)
     measured: tuple[str, ...] = ("medcam",)
+    host_only: bool = False
 
 
 # --- medcam ---
@@ -178,41 +181,44 @@ def _masks_bound(_name: str, facts: Facts) -> Bound:
 
 @dataclass(frozen=True, eq=False)
 class Placing:
-    """A coarse map, and the grid that it goes to: 16 x 16 x 10 onto 512 x 512 x 300, or a quarter of that along each axis."""
+    """A coarse map, and the grid that it goes to: 16 x 16 x 10 onto 512 x 512 x 300, or a quarter of that along each axis.
 
-    values: np.ndarray
+    `result` is something of the result's size to copy: numpy's or torch's, which take their memory from the system in different ways.
+    """
+
+    values: Any
     onto: Grid
-    result: np.ndarray
+    result: Any
 
-    def copy(self) -> np.ndarray:
-        return self.result.copy()
+    @property
+    def stride(self) -> tuple[float, ...]:
+        return tuple(n / t for n, t in zip(self.onto.shape, self.values.shape, strict=True))
+
+    @property
+    def offset(self) -> tuple[float, ...]:
+        return tuple((step - 1) / 2 for step in self.stride)
 
 
 def _placing(_name: str, size: str, _device: str) -> Placing:
     shape = {"full": (512, 512, 300), "small": (128, 128, 75)}[size]
-    onto = Grid(shape, np.diag([0.8, 0.8, 1.5, 1.0]))
     values = np.random.default_rng(0).standard_normal((16, 16, 10)).astype(np.float32)
-    return Placing(values, onto, np.ones(shape, np.float32))
+    return Placing(values, Grid(shape, np.diag([0.8, 0.8, 1.5, 1.0])), np.ones(shape, np.float32))
 
 
-def _cells(ready: Placing) -> Grid:
-    stride = tuple(n / t for n, t in zip(ready.onto.shape, ready.values.shape, strict=True))
-    offset = tuple((s - 1) / 2 for s in stride)
-    return ready.onto.coarsened(ready.values.shape, stride, offset)
+def _placing_tensors(name: str, size: str, device: str) -> Placing:
+    made = _placing(name, size, device)
+    return Placing(torch.from_numpy(made.values).to(device), made.onto, torch.from_numpy(made.result).to(device))
 
 
 def _resample(ready: Placing) -> Call:
-    cells = _cells(ready)
+    cells = ready.onto.coarsened(ready.values.shape, ready.stride, ready.offset)
     return lambda: medcam.resample(ready.values, cells, ready.onto, within=ready.onto)
 
 
 def _on_input(ready: Placing) -> Call:
-    stride = tuple(n / t for n, t in zip(ready.onto.shape, ready.values.shape, strict=True))
-    coarse = medcam.Relevance(
-        torch.from_numpy(ready.values)[None], stride, tuple((s - 1) / 2 for s in stride), ready.onto.shape, "", "", (),
-        torch.zeros(1), None, ((),),
-    )  # fmt: skip
-    return coarse.on_input
+    return medcam.Relevance(
+        ready.values[None], ready.stride, ready.offset, ready.onto.shape, "", "", (), torch.zeros(1), None, ((),)
+    ).on_input
 
 
 # --- sliding windows ---
@@ -352,11 +358,14 @@ TASKS: dict[str, Task] = {
         lambda _name, facts: Bound(2.01 + facts.b),
     ),
     "placing": Task(
-        "Placing a 16 x 16 x 10 map on 512 x 512 x 300 voxels; the unit is one copy of the result", ("placing",),
-        {"medcam": _resample, "medcam, Relevance.on_input": _on_input, "F.interpolate": peers.interpolate,
-         "scipy zoom, order 1": peers.zoom},
-        lambda _name, _facts: Bound(None, 1.1, 1.5), prepare=_placing, plain=lambda ready: ready.copy,
-        measured=("medcam", "medcam, Relevance.on_input"),
+        "Placing a 16 x 16 x 10 map on 512 x 512 x 300 voxels as an array; the unit is one copy of the result by numpy", ("array",),
+        {"medcam": _resample, "scipy zoom, order 1": peers.zoom},
+        lambda _name, _facts: Bound(None, 1.1, 1.5), prepare=_placing, plain=lambda ready: ready.result.copy, host_only=True,
+    ),
+    "placing-tensors": Task(
+        "The same as a tensor; the unit is one copy of the result by torch", ("tensor",),
+        {"medcam": _on_input, "F.interpolate": peers.interpolate},
+        lambda _name, _facts: Bound(None, 1.1, 1.5), prepare=_placing_tensors, plain=lambda ready: ready.result.clone,
     ),
     "windows": Task(
         "Sliding windows, prediction and Grad-CAM; the unit is MONAI's sliding_window_inference", ("segres", "segres_enc", "unet"),

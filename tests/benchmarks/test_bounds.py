@@ -26,7 +26,7 @@ HELD = {
     "ablation-tail": {"segres": "f"},
     "score-cam": {"segres": "f"},
     "guided-grad-cam": {"r18": "f"},
-    "placing": {"placing": "m"},
+    "placing": {"array": "m"},
     "windows": {"segres": "fm"},
 }  # fmt: skip
 # The same where a call takes many passes.
