@@ -126,7 +126,10 @@ def relevances(
             listed = feature_layers(model, inputs, output=output)
         known = tuple(known_layer(model, inputs, listed, layer) for layer in layers)
     with skeleton(model) as copied, torch.inference_mode(False):
-        copies = copies_within(memory_mb, inputs, listed or known)
+        # The widest feature map says what a copy takes, also for methods that look at no layer; closed networks hide theirs.
+        open_layers = not isinstance(copied, torch.jit.ScriptModule)
+        widths = listed or known or (feature_layers(model, inputs, output=output) if open_layers else ())
+        copies = copies_within(memory_mb, inputs, widths)
         setting = Setting(copied, inputs, known, copies, seed, mode_notes(model), tuple(class_names), progress)
         try:
             found = sweep(setting, asked, wishes)
