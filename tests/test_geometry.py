@@ -250,7 +250,7 @@ def cases() -> dict[str, tuple[np.ndarray, Grid, Grid, Grid | None]]:
 @pytest.mark.parametrize("case", list(cases()))
 def test_beside_the_result_nothing_of_its_size_is_held(case: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """The goal is 1.1 for a whole-body volume; slabs are made as small here as they are beside that."""
-    monkeypatch.setattr(interpolation, "_SLAB_VOXELS", 2**13)
+    monkeypatch.setattr(interpolation, "_SLAB_VOXELS", 2**12)
     values, grid, onto, within = cases()[case]
     resample(values, grid, onto, within=within)
     tracemalloc.start()
