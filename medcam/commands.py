@@ -159,7 +159,8 @@ def describe_peak(heatmap: Heatmap) -> str:
 
 def methods(options: Namespace, say: Say) -> Result:
     """List the methods, their options and what they say of themselves."""
-    from medcam.engine.methods import EXPLAINERS, options_of
+    from medcam.engine.methods import EXPLAINERS
+    from medcam.options import options_of
 
     values, rows = [], []
     for name, make in EXPLAINERS.items():

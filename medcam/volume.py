@@ -14,6 +14,13 @@ from medcam.geometry import Grid
 from medcam.recipe import Recipe
 
 
+class Frame(NamedTuple):
+    """One picture among the instances of a `Source`: which instance holds it, and as which frame of a multi-frame one (from 1)."""
+
+    instance: int
+    number: int | None = None
+
+
 @dataclass(frozen=True)
 class Source:
     """Where voxels came from, and what a writer needs to refer to it. Its repr names no patient.
@@ -36,8 +43,10 @@ class Source:
         Whether the file says how large a voxel is. Where False a 'millimetre' of the grid is one pixel.
     window
         (centre, width) for display in real-world values, as the file asks, or None.
-    headers
-        For DICOM, the dataset of each slice k without its pixels, and None for a slice that was interpolated into a gap.
+    instances
+        For DICOM, the dataset without its pixels of each instance that was read, once each, in the order of slices.
+    slices
+        For DICOM, the picture that each slice k is, and None for a slice that was interpolated into a gap or resampled.
     notes
         What was changed or assumed while reading, in sentences for the user.
     """
@@ -50,8 +59,14 @@ class Source:
     placed: bool = True
     spaced: bool = True
     window: tuple[float, float] | None = None
-    headers: tuple[Any, ...] = field(default=(), repr=False, compare=False)
+    instances: tuple[Any, ...] = field(default=(), repr=False, compare=False)
+    slices: tuple[Frame | None, ...] = field(default=(), repr=False, compare=False)
     notes: tuple[str, ...] = ()
+
+    def header(self, k: int) -> Any:
+        """Return the DICOM dataset of the instance that slice k is a picture of, or None where there is none."""
+        frame = self.slices[k] if self.slices else None
+        return None if frame is None else self.instances[frame.instance]
 
     @property
     def length_unit(self) -> str:
@@ -99,12 +114,10 @@ class Volume:
         affine[:3, 3] = self.grid.world_mm(np.array([0, 0, k]))
         grid = Grid((*self.grid.shape[:2], 1), affine, self.grid.frame_of_reference)
         note = f"Slice {k} of {count} (from 0) stands alone."
-        source = replace(
-            self.source,
-            headers=self.source.headers[k : k + 1],
-            label=f"{self.source.label}_k{k}",
-            notes=(*self.source.notes, note),
-        )
+        source = replace(self.source, label=f"{self.source.label}_k{k}", notes=(*self.source.notes, note))
+        if frame := self.source.slices[k] if self.source.slices else None:
+            alone = (self.source.instances[frame.instance],)
+            source = replace(source, instances=alone, slices=(Frame(0, frame.number),))
         return Volume(self.voxels[:, :, k : k + 1], grid, self.unit, source)
 
 

@@ -23,10 +23,11 @@ MAY_KNOW = {
     "samples": set(),
     "volume": {"geometry", "recipe"},
     "render": {"geometry", "volume", "recipe", "whole_file"},
-    "formats": {"geometry", "volume", "recipe", "render", "whole_file"},
+    "formats": {"geometry", "volume", "recipe", "render", "whole_file", "options"},
     "prepare": {"geometry", "volume"},
     "validate": {"geometry", "volume"},
-    "engine": set(),
+    "options": set(),
+    "engine": {"options"},
     "models": {"samples", "lesion_net"},
     "pipeline": {"geometry", "volume", "recipe", "engine", "models", "prepare"},
 }

@@ -10,7 +10,7 @@ import pytest
 from conftest import made_volume, oblique_grid
 from medcam.errors import GeometryError, InputError, UsageError
 from medcam.recipe import Recipe
-from medcam.volume import Heatmap, Source
+from medcam.volume import Frame, Heatmap, Source
 
 RECIPE = Recipe(
     model="net", model_sha256="ab", method="grad-cam", layer="features", target="lesion (class 0)",
@@ -68,7 +68,7 @@ def test_voxels_cannot_be_written_to_and_the_callers_array_still_can() -> None:
 
 
 def test_the_repr_of_a_source_names_no_patient() -> None:
-    source = Source("dicom", "00", headers=({"PatientName": "DOE^JANE"},))
+    source = Source("dicom", "00", instances=({"PatientName": "DOE^JANE"},), slices=(Frame(0),))
     assert "DOE" not in repr(source)
 
 

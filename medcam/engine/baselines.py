@@ -76,3 +76,19 @@ def blurred(inputs: Float[Tensor, "b c *s"], share: float) -> Float[Tensor, "b c
         weights = (weights / weights.sum(1, keepdim=True)).to(inputs.dtype)
         result = (result.movedim(axis, -1) @ weights.T).movedim(-1, axis)
     return result
+
+
+def baseline_kind(value: object) -> str | float:
+    """Return what `baseline` takes: a name or a number.
+
+    Raises
+    ------
+    UsageError
+        If the value is neither.
+    """
+    if isinstance(value, str) and value in BASELINES:
+        return value
+    if isinstance(value, (int, float)) and not isinstance(value, bool):
+        return float(value)
+    names = ", ".join(f"'{name}'" for name in BASELINES)
+    raise UsageError(f"baseline is one of {names}, or a number, not {value!r}")

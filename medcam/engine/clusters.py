@@ -9,12 +9,12 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import functional as F
 
-from medcam.engine.baselines import baseline
+from medcam.engine.baselines import baseline, baseline_kind
 from medcam.engine.explainer import Explainer
 from medcam.engine.grouping import elbow, group_means, kmeans
 from medcam.engine.masks import blank_score, scores_through, softmax_of, varies, weighted_sum
-from medcam.engine.options import at_least, baseline_kind, one_of
 from medcam.engine.study import Study
+from medcam.options import at_least, one_of
 
 _FEWEST = 3
 

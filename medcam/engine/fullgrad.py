@@ -22,11 +22,11 @@ from medcam.engine.cells import on_voxels
 from medcam.engine.explainer import Explainer
 from medcam.engine.footprint import Footprint, even_spread, walk
 from medcam.engine.layout import Layout, guess, to_channels_first
-from medcam.engine.options import one_of
 from medcam.engine.rectifiers import is_scripted
 from medcam.engine.settled import Target
 from medcam.engine.study import Study
 from medcam.errors import UsageError
+from medcam.options import one_of
 
 # A gap above this share of the score is worth a note.
 _GAP = 0.01

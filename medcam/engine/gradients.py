@@ -14,14 +14,15 @@ from jaxtyping import Float
 from torch import Tensor
 
 from medcam.engine.baselines import baseline as baseline_image
+from medcam.engine.baselines import baseline_kind
 from medcam.engine.cams import cam, grad_cam_weights
 from medcam.engine.capture import INPUT, capture
 from medcam.engine.capture import gradients as gradients_of
 from medcam.engine.cells import Cells
 from medcam.engine.explainer import Explainer
-from medcam.engine.options import at_least, baseline_kind, not_negative, one_of
 from medcam.engine.rectifiers import Rule, propagating
 from medcam.engine.study import Study
+from medcam.options import at_least, not_negative, one_of
 
 # How one number a voxel is made of the gradients at its channels.
 _CHANNELS: dict[str, Callable[[Tensor], Tensor]] = {

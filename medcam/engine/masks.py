@@ -12,11 +12,11 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from medcam.engine.baselines import baseline
+from medcam.engine.baselines import baseline, baseline_kind
 from medcam.engine.explainer import Explainer
 from medcam.engine.grouping import kmeans, members
-from medcam.engine.options import at_least, baseline_kind, between, one_of
 from medcam.engine.study import Study
+from medcam.options import at_least, between, one_of
 
 # A map whose values differ by less than this share of their size is constant up to rounding: it has no place to show.
 _CONSTANT = 1e-6

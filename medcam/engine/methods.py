@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import ast
-import difflib
-import inspect
 from collections.abc import Callable
 from dataclasses import replace
-from importlib.metadata import entry_points
 
 from jaxtyping import Bool, Float
 from torch import Tensor
@@ -19,6 +15,7 @@ from medcam.engine.explainer import Explainer, rule
 from medcam.engine.fullgrad import full_grad
 from medcam.engine.study import Study
 from medcam.errors import UsageError
+from medcam.options import chosen
 
 Make = Callable[..., Explainer]
 Suspect = Callable[[Float[Tensor, "b c *t"]], Bool[Tensor, "b c"]]
@@ -136,46 +133,9 @@ def method_named(text: str) -> Explainer:
     UsageError
         If there is no such method or option, or an option's value is not a literal or not one that the method takes.
     """
-    name, bracket, rest = text.strip().partition("(")
-    make = _make(name.strip())
-    options = _literals(text, rest) if bracket else {}
-    known = options_of(make)
-    for option in options:
-        if option not in known:
-            has = f"it has {', '.join(known)}" if known else "it has none"
-            raise UsageError(f"{name} has no option '{option}'; {has}")
+    choice = chosen(text, EXPLAINERS, kind="method")
     try:
-        return make(**options)
+        explainer: Explainer = choice.function(**choice.options)
     except (TypeError, ValueError) as error:
-        raise UsageError(f"{name} does not take these options: {error}") from error
-
-
-def options_of(make: Make) -> dict[str, object]:
-    """Return the options of a method and their defaults."""
-    parameters = inspect.signature(make).parameters.values()
-    return {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY}
-
-
-def _make(name: str) -> Make:
-    if name in EXPLAINERS:
-        return EXPLAINERS[name]
-    added = {entry.name: entry for entry in entry_points(group="medcam.explainers")}
-    if name in added:
-        found: Make = added[name].load()
-        return found
-    near = difflib.get_close_matches(name, [*EXPLAINERS, *added], n=1)
-    hint = f"; did you mean {near[0]}?" if near else ""
-    raise UsageError(f"there is no method '{name}'{hint} (medcam has {', '.join(sorted([*EXPLAINERS, *added]))})")
-
-
-def _literals(text: str, rest: str) -> dict[str, object]:
-    try:
-        tree = ast.parse(f"f({rest}", mode="eval").body
-        if not isinstance(tree, ast.Call) or tree.args or any(keyword.arg is None for keyword in tree.keywords):
-            raise ValueError(text)
-        return {str(keyword.arg): ast.literal_eval(keyword.value) for keyword in tree.keywords}
-    except (ValueError, SyntaxError, TypeError, RecursionError) as error:
-        raise UsageError(
-            f"'{text}' is not a method with options, such as grad-cam or rise(masks=2000): options are name=value, and values are numbers, "
-            "'texts', True, False, None or lists of them"
-        ) from error
+        raise UsageError(f"{choice.name} does not take these options: {error}") from error
+    return explainer

@@ -12,12 +12,12 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.nn import functional as F
 
-from medcam.engine.baselines import baseline
+from medcam.engine.baselines import baseline, baseline_kind
 from medcam.engine.cells import Cells
 from medcam.engine.explainer import Explainer
-from medcam.engine.options import at_least, baseline_kind, between, one_of
 from medcam.engine.study import Study
 from medcam.errors import UsageError
+from medcam.options import at_least, between, one_of
 
 PerAxis = int | Sequence[int] | None
 

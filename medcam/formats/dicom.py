@@ -12,6 +12,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from itertools import count
 from pathlib import Path
 from typing import NamedTuple
 
@@ -25,7 +26,7 @@ from medcam.formats.dicom_files import StoredFile, files_in, naming, read_datase
 from medcam.formats.dicom_film import place_film
 from medcam.formats.dicom_geometry import Placement, numbers, place_slices
 from medcam.formats.dicom_series import Image, Series
-from medcam.volume import Source, Volume
+from medcam.volume import Frame, Source, Volume
 
 __all__ = ["Series", "find_series", "is_dicom", "read_dicom"]
 
@@ -171,7 +172,7 @@ def _read_voxels(
 
 
 def _source(series: Series, slices: Sequence[_Slice | None], placement: Placement, notes: Sequence[str]) -> Source:
-    read = [one for one in slices if one is not None]
+    read, numbers = [one for one in slices if one is not None], count()
     middle = read[len(read) // 2]
     notes = [*placement.notes, *notes]
     if dicom_pixels.is_inverted(middle.header):
@@ -189,7 +190,8 @@ def _source(series: Series, slices: Sequence[_Slice | None], placement: Placemen
         placed=placement.placed,
         spaced=placement.spaced,
         window=middle.window,
-        headers=tuple(None if one is None else one.header for one in slices),
+        instances=tuple(one.header for one in read),
+        slices=tuple(None if one is None else Frame(next(numbers)) for one in slices),
         notes=tuple(notes),
     )
 

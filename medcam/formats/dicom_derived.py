@@ -68,7 +68,7 @@ def source_headers(source: Source) -> dict[int, Dataset]:
     OutputError
         If the source is not DICOM, or its headers lack the identifiers that a derived object must refer to.
     """
-    headers = {k: header for k, header in enumerate(source.headers) if header is not None}
+    headers = {k: header for k in range(len(source.slices)) if (header := source.header(k)) is not None}
     if not headers:
         raise OutputError(
             f"a DICOM object must refer to the DICOM images that it was made from, and this image was read from "

@@ -186,8 +186,8 @@ def test_missing_slices_are_interpolated_on_request_and_told(tmp_path: Path) -> 
     expected[:, :, 7] = expected[:, :, 6] / 2 + expected[:, :, 8] / 2
     np.testing.assert_allclose(volume.voxels, expected, rtol=1e-6)
     np.testing.assert_allclose(volume.grid.affine, TILTED, atol=1e-9)
-    assert [k for k, header in enumerate(volume.source.headers) if header is None] == [3, 4, 7]
-    assert volume.source.headers[5].InstanceNumber == 6
+    assert [k for k, frame in enumerate(volume.source.slices) if frame is None] == [3, 4, 7]
+    assert volume.source.header(5).InstanceNumber == 6
     assert any("slices 4, 5, 8 of 9" in note for note in volume.source.notes)
 
 
@@ -258,7 +258,7 @@ def test_the_same_instance_stored_twice_counts_once(tmp_path: Path) -> None:
     shutil.copytree(tmp_path / "a", tmp_path / "b")
     volume = read_dicom(tmp_path)
     np.testing.assert_array_equal(volume.voxels, voxels)
-    assert len(volume.source.headers) == 4
+    assert len(volume.source.instances) == 4
 
 
 @pytest.mark.parametrize(
@@ -340,8 +340,8 @@ def test_the_source_says_what_was_read_and_no_patient(tmp_path: Path) -> None:
     assert source.window == (40, 400)
     assert source.notes == ()
     assert volume.grid.frame_of_reference == pydicom.dcmread(paths[0]).FrameOfReferenceUID
-    assert [header.InstanceNumber for header in source.headers] == [4, 3, 2, 1]
-    for header, path in zip(source.headers, reversed(paths), strict=True):
+    assert [header.InstanceNumber for header in source.instances] == [4, 3, 2, 1]
+    for header, path in zip(source.instances, reversed(paths), strict=True):
         original = pydicom.dcmread(path)
         assert header.PatientName == MARKERS[0]
         del original["PixelData"]

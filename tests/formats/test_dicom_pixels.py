@@ -277,4 +277,4 @@ def test_overlays_are_ignored_and_told(tmp_path: Path) -> None:
     volume = read_dicom(path)
     np.testing.assert_array_equal(volume.voxels[:, :, 0], film_pixels())
     assert volume.source.notes[-1] == "overlays were ignored"
-    assert (0x6002, 0x3000) in volume.source.headers[0]
+    assert (0x6002, 0x3000) in volume.source.instances[0]

@@ -38,10 +38,10 @@ def test_a_real_series_with_a_missing_slice_is_refused_and_then_filled(tmp_path:
         read_dicom(path)
     volume = read_dicom(path, allow_gaps=True)
     assert volume.grid.shape == (384, 512, 21)
-    assert volume.source.headers[10] is None
+    assert volume.source.slices[10] is None
     # Every slice that is there lies where its own header says, to a micrometre.
-    for k, header in enumerate(volume.source.headers):
-        if header is not None:
+    for k in range(21):
+        if (header := volume.source.header(k)) is not None:
             x, y, z = header.ImagePositionPatient
             np.testing.assert_allclose(volume.grid.world_mm(np.array([0, 0, k])), (-x, -y, z), atol=2e-3)
     np.testing.assert_allclose(
@@ -119,7 +119,7 @@ def test_a_real_tilted_gantry_lies_where_dcm2niix_puts_it(tmp_path: Path) -> Non
     folder = shared("dicom_hard/failing/gantrytilting/001")
     volume = read_dicom(folder)
     assert "gantry tilt: the slices step 14.0 degrees" in volume.source.notes[0]
-    for k, header in enumerate(volume.source.headers):
+    for k, header in enumerate(volume.source.instances):
         x, y, z = header.ImagePositionPatient
         np.testing.assert_allclose(volume.grid.world_mm(np.array([0, 0, k])), (-x, -y, z), atol=1e-6)
     voxels, _ = by_dcm2niix(folder, tmp_path / "out")
@@ -131,7 +131,7 @@ def test_a_gap_in_a_tilted_series_is_filled_along_the_tilt() -> None:
     with pytest.raises(GeometryError, match="InstanceNumber 3 and 5"):
         read_dicom(path)
     volume = read_dicom(path, allow_gaps=True)
-    x, y, z = volume.source.headers[4].ImagePositionPatient
+    x, y, z = volume.source.header(4).ImagePositionPatient
     np.testing.assert_allclose(volume.grid.world_mm(np.array([0, 0, 4])), (-x, -y, z), atol=1e-6)
     assert len(volume.source.notes) == 2
 

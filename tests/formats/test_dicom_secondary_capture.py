@@ -178,7 +178,7 @@ def test_the_validator_complains_of_real_overlays_only_about_the_sources_own_wor
     found = complaints(tmp_path / "overlay.dcm")
     assert [line for line in found if line.startswith("Error")] == []
     assert [line for line in found if not any(f"</{keyword}(" in line for keyword in REAL[name])] == []
-    assert dataset.NumberOfFrames == sum(header is not None for header in volume.source.headers)
+    assert dataset.NumberOfFrames == len(volume.source.instances)
 
 
 def test_sources_and_overlay_are_one_study_of_one_patient(tmp_path: Path) -> None:
@@ -254,7 +254,7 @@ def test_the_hottest_colour_lies_within_half_a_voxel_of_the_blob(geometry: str, 
 def test_each_frame_refers_to_its_place_and_interpolated_slices_have_none(tmp_path: Path) -> None:
     volume = made_series(tmp_path / "series", leave_out=(2,), allow_gaps=True)
     dataset = written(volume, tmp_path)
-    headers = [header for header in volume.source.headers if header is not None]
+    headers = volume.source.instances
     assert dataset.NumberOfFrames == len(headers) == SHAPE[2] - 1
     places = [frame.PlanePositionSequence[0].ImagePositionPatient for frame in dataset.PerFrameFunctionalGroupsSequence]
     np.testing.assert_allclose(places, [header.ImagePositionPatient for header in headers], atol=1e-9)
@@ -455,7 +455,7 @@ def test_an_image_that_is_not_dicom_is_refused_with_what_to_do(tmp_path: Path) -
     with pytest.raises(OutputError, match=r"read from nifti.*NIfTI or PNG"):
         write_secondary_capture(heatmap(plain), plain, tmp_path / "overlay.dcm")
     headerless = tuple(pydicom.Dataset() for _ in range(SHAPE[2]))
-    nameless = Volume(volume.voxels, volume.grid, "a.u.", replace(volume.source, headers=headerless))
+    nameless = Volume(volume.voxels, volume.grid, "a.u.", replace(volume.source, instances=headerless))
     with pytest.raises(OutputError, match="lack SOPClassUID, SOPInstanceUID"):
         write_secondary_capture(heatmap(nameless), nameless, tmp_path / "overlay.dcm")
     assert not (tmp_path / "overlay.dcm").exists()
@@ -464,7 +464,7 @@ def test_an_image_that_is_not_dicom_is_refused_with_what_to_do(tmp_path: Path) -
 @pytest.mark.parametrize("change", ["moved", "turned over", "sorted backwards", "cut"])
 def test_a_heatmap_that_is_not_where_the_headers_are_is_refused(change: str, tmp_path: Path) -> None:
     volume = made_series(tmp_path / "series")
-    affine, shape, headers = volume.grid.affine.copy(), volume.grid.shape, volume.source.headers
+    affine, shape, headers = volume.grid.affine.copy(), volume.grid.shape, volume.source.instances
     if change == "moved":
         affine[2, 3] += 0.3
     elif change == "turned over":
@@ -474,7 +474,7 @@ def test_a_heatmap_that_is_not_where_the_headers_are_is_refused(change: str, tmp
     else:
         shape = (shape[0] - 1, *shape[1:])
     grid = replace(volume.grid, shape=shape, affine=affine)
-    other = Volume(np.zeros(shape, np.float32), grid, "a.u.", replace(volume.source, headers=headers))
+    other = Volume(np.zeros(shape, np.float32), grid, "a.u.", replace(volume.source, instances=headers))
     with pytest.raises(OutputError, match="DICOM"):
         write_secondary_capture(heatmap(other), other, tmp_path / "overlay.dcm")
     assert not (tmp_path / "overlay.dcm").exists()
