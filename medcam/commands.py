@@ -34,7 +34,6 @@ def explain(options: Namespace, say: Say) -> Result:
 
     if not options.model:
         raise UsageError("--model is missing: name a bundle, a .pt2, weights with --factory, demo-mri or demo-cxr")
-    formats = [name.strip() for name in options.formats.split(",") if name.strip()]
     volumes: list[Volume] = []
     for image in options.images:
         say(f"reading image {len(volumes) + 1} of {len(options.images)}")
@@ -42,7 +41,7 @@ def explain(options: Namespace, say: Say) -> Result:
     if options.slice is not None:
         # The others are put on the grid of the first, so on its slice.
         volumes[0] = volumes[0].slice(options.slice)
-    check_formats(formats, volumes[0], threshold=options.threshold)
+    check_formats(options.formats, volumes[0], threshold=options.threshold)
     lesion = read(options.lesion) if options.lesion else None
 
     from medcam.models import load_model
@@ -76,8 +75,8 @@ def explain(options: Namespace, say: Say) -> Result:
     )
     if lesion is not None:
         lesion_on(heatmap, lesion)  # a mask that does not belong here is refused before anything is written
-    say(f"explained in {time.perf_counter() - start:.1f} s; writing {', '.join(formats)}")
-    files = write(heatmap, volumes[0], options.out, formats=formats, threshold=options.threshold, lesion=lesion)
+    say(f"explained in {time.perf_counter() - start:.1f} s; writing {options.formats}")
+    files = write(heatmap, volumes[0], options.out, formats=options.formats, threshold=options.threshold, lesion=lesion)
     return _explained(heatmap, lesion, files, options.threshold)
 
 

@@ -8,9 +8,12 @@ import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import entry_points
+from pkgutil import resolve_name
 from typing import Any
 
 from medcam.errors import UsageError
+
+Table = Mapping[str, Callable[..., Any]] | Mapping[str, str]
 
 
 @dataclass(frozen=True)
@@ -22,7 +25,7 @@ class Choice:
     options: Mapping[str, object]
 
 
-def chosen(text: str, table: Mapping[str, Callable[..., Any]], *, kind: str) -> Choice:
+def chosen(text: str, table: Table, *, kind: str) -> Choice:
     """Return the row that a text names: `grad-cam`, or with options, `rise(masks=2000)`.
 
     Other packages add rows by the entry point groups `medcam.explainers` and `medcam.formats`.
@@ -30,7 +33,7 @@ def chosen(text: str, table: Mapping[str, Callable[..., Any]], *, kind: str) -> 
     Parameters
     ----------
     table
-        Functions by name. Their keyword-only parameters are the options.
+        Functions by name, or where they are ('package.module:function', loaded on use). Their keyword-only parameters are the options.
     kind
         What a row is, in one word: 'method' or 'format'.
 
@@ -99,9 +102,11 @@ def not_negative(option: str, value: object) -> None:
         raise UsageError(f"{option} is a number of at least 0, not {value!r}")
 
 
-def _row(name: str, table: Mapping[str, Callable[..., Any]], kind: str) -> Callable[..., Any]:
+def _row(name: str, table: Table, kind: str) -> Callable[..., Any]:
     if name in table:
-        return table[name]
+        row = table[name]
+        function: Callable[..., Any] = resolve_name(row) if isinstance(row, str) else row
+        return function
     added = {entry.name: entry for entry in entry_points(group=_GROUPS[kind])}
     if name in added:
         found: Callable[..., Any] = added[name].load()

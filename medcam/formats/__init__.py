@@ -5,20 +5,16 @@ from __future__ import annotations
 import difflib
 import re
 import zipfile
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from datetime import datetime
 from pathlib import Path
-from typing import Protocol
+from pkgutil import resolve_name
 
 from medcam.errors import InputError, OutputError, UsageError
+from medcam.formats.exporting import Export
+from medcam.options import Choice, chosen, listed, options_of
 from medcam.volume import Heatmap, Volume
-
-
-class Writer(Protocol):
-    """Writes a heatmap into a folder, whole or not at all, and returns the files. `lesion` is drawn where the format can draw."""
-
-    def __call__(
-        self, heatmap: Heatmap, volume: Volume, folder: Path, label: str, *, threshold: float, lesion: Volume | None
-    ) -> tuple[Path, ...]: ...
 
 
 def read(path: str | Path, *, series: str | None = None, volume: int | None = None, allow_gaps: bool = False) -> Volume:
@@ -96,10 +92,11 @@ def write(
     volume: Volume,
     folder: str | Path,
     *,
-    formats: Iterable[str] = ("nifti", "png"),
+    formats: str | Iterable[str] = ("nifti", "png"),
     threshold: float = 0.5,
     label: str | None = None,
     lesion: Volume | None = None,
+    measures: Mapping[str, object] | None = None,
 ) -> tuple[Path, ...]:
     """Write a heatmap in several formats, and return the files written. Each is there whole or not at all.
 
@@ -108,87 +105,83 @@ def write(
     volume
         The (first) image that was explained: overlays show it.
     formats
-        Names from `WRITERS`.
+        Names from `WRITERS`, with options where wanted: `["nifti", "dicom-seg(thresholds=[0.3, 0.6])"]`.
     threshold
         The fraction of the maximum (0 to 1, both excluded) from which a mask is set and pictures are coloured.
     label
         How file names begin; by default the source's label, for DICOM part of its digest, and the method.
     lesion
-        The lesion's mask, to be outlined where a format draws.
+        The lesion's mask, for formats that draw or hold it.
+    measures
+        What was measured against the lesion, for formats that report.
 
     Raises
     ------
     UsageError
-        If a format is unknown or the threshold is not a fraction.
+        If a format or an option is unknown, or the threshold is not a fraction.
     OutputError
         If a file cannot be written, or the source cannot be written in this format.
     """
     wanted = check_formats(formats, volume, threshold=threshold)
-    folder = Path(folder)
-    if label is None:
-        # Series of two patients often have one number: part of the digest keeps their files apart.
-        own = f"_{heatmap.source.sha256[:6]}" if heatmap.source.format == "dicom" else ""
-        # Of a method with options the name alone: the options stand in the recipe.
-        method = re.sub(r"[^a-z0-9+]", "", heatmap.recipe.method.partition("(")[0].lower())
-        label = f"{heatmap.source.label}{own}_{method}"
+    export = Export(
+        heatmap,
+        volume,
+        Path(folder),
+        _label(heatmap) if label is None else label,
+        threshold,
+        datetime.now().astimezone(),
+        lesion,
+        measures or {},
+        {each.name: options_of(each.function) | dict(each.options) for each in wanted},
+    )
     written: list[Path] = []
-    for name in wanted:
+    for each in wanted:
         try:
-            written += WRITERS[name](heatmap, volume, folder, label, threshold=threshold, lesion=lesion)
+            written += each.function(export, **each.options)
         except OSError as error:
             raise OutputError(f"cannot write to {folder}: {error.strerror or error}") from error
     return tuple(written)
 
 
-def check_formats(formats: Iterable[str], volume: Volume, *, threshold: float) -> list[str]:
+def check_formats(formats: str | Iterable[str], volume: Volume, *, threshold: float) -> tuple[Choice, ...]:
     """Return the formats, each once, if `write` could write them for this image: to be asked before a long computation.
 
     Raises
     ------
     UsageError
-        If a format is unknown, none is named, or the threshold is not a fraction.
+        If a format or an option is unknown, none is named, one is named twice, or the threshold is not a fraction.
     OutputError
         If the image cannot be the source of one of them.
     """
-    wanted = [formats] if isinstance(formats, str) else list(dict.fromkeys(formats))
-    if unknown := [name for name in wanted if name not in WRITERS] or ([] if wanted else [""]):
-        raise UsageError(f"there is no format '{unknown[0]}'; medcam writes {', '.join(WRITERS)}")
+    words = listed(formats) if isinstance(formats, str) else list(formats)
+    wanted = {text: chosen(text, WRITERS, kind="format") for text in words}
+    if not wanted:
+        raise UsageError(f"no format is named; medcam writes {', '.join(WRITERS)}")
+    twice = [name for name, times in Counter(each.name for each in wanted.values()).items() if times > 1]
+    if twice:
+        raise UsageError(f"the format {twice[0]} is asked for twice, with different options; write one after the other")
     if not 0 < threshold < 1:
         raise UsageError(f"a threshold is a fraction of the maximum, above 0 and below 1, not {threshold}")
-    if "dicom-sc" in wanted:
-        from medcam.formats.dicom_derived import source_headers
-
-        source_headers(volume.source)
-    return wanted
-
-
-def _nifti(
-    heatmap: Heatmap, volume: Volume, folder: Path, label: str, *, threshold: float, lesion: Volume | None
-) -> tuple[Path, ...]:
-    from medcam.formats.nifti import write_nifti
-
-    return write_nifti(heatmap, folder, label, threshold=threshold)
+    for each in wanted.values():
+        if each.name in CHECKS:
+            resolve_name(CHECKS[each.name])(volume.source)
+    return tuple(wanted.values())
 
 
-def _dicom_sc(
-    heatmap: Heatmap, volume: Volume, folder: Path, label: str, *, threshold: float, lesion: Volume | None
-) -> tuple[Path, ...]:
-    from medcam.formats.dicom_secondary_capture import write_secondary_capture
-
-    path = folder / f"{label}_sc.dcm"
-    write_secondary_capture(heatmap, volume, path, threshold=threshold)
-    return (path,)
+def _label(heatmap: Heatmap) -> str:
+    # Series of two patients often have one number: part of the digest keeps their files apart.
+    own = f"_{heatmap.source.sha256[:6]}" if heatmap.source.format == "dicom" else ""
+    # Of a method with options the name alone: the options stand in the recipe.
+    method = re.sub(r"[^a-z0-9+]", "", heatmap.recipe.method.partition("(")[0].lower())
+    return f"{heatmap.source.label}{own}_{method}"
 
 
-def _png(
-    heatmap: Heatmap, volume: Volume, folder: Path, label: str, *, threshold: float, lesion: Volume | None
-) -> tuple[Path, ...]:
-    from medcam.render import montage, save_png
-
-    path = folder / f"{label}.png"
-    save_png(montage(heatmap, volume, lesion=lesion, threshold=threshold), path)
-    return (path,)
-
-
-# A format is one file of this folder and one row here. Loaded on use: each needs libraries that the others do not.
-WRITERS: dict[str, Writer] = {"nifti": _nifti, "dicom-sc": _dicom_sc, "png": _png}
+# A format is one file of this folder and one row here: a function of an `Export`, its keyword-only parameters being the options. Loaded on
+# use, since each needs libraries that the others do not.
+WRITERS: dict[str, str] = {
+    "nifti": "medcam.formats.nifti:write_nifti",
+    "dicom-sc": "medcam.formats.dicom_secondary_capture:secondary_capture",
+    "png": "medcam.formats.picture:write_png",
+}
+# What refuses a source that a format cannot be written for, before anything is computed.
+CHECKS: dict[str, str] = {"dicom-sc": "medcam.formats.dicom_derived:source_headers"}

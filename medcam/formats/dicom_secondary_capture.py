@@ -22,6 +22,7 @@ from pydicom.valuerep import DSfloat
 from medcam.errors import OutputError
 from medcam.formats import dicom_derived
 from medcam.formats.dicom_files import said
+from medcam.formats.exporting import Export
 from medcam.geometry import Grid
 from medcam.render import THRESHOLD, display_range, overlay_rgb
 from medcam.volume import Heatmap, Volume
@@ -33,6 +34,13 @@ _MOST_BYTES = 2**32 - 2
 # As the reader: a slice may lie this share of a step off its place on the regular grid.
 _DRIFT_SHARE, _DRIFT_MM = 0.1, 0.01
 _LPS_FROM_RAS = np.diag((-1.0, -1.0, 1.0))
+
+
+def secondary_capture(export: Export) -> tuple[Path, ...]:
+    """Write the overlay of an export."""
+    path = export.path("_sc.dcm")
+    write_secondary_capture(export.heatmap, export.volume, path, threshold=export.threshold)
+    return (path,)
 
 
 def write_secondary_capture(heatmap: Heatmap, volume: Volume, path: Path, *, threshold: float = THRESHOLD) -> None:

@@ -13,6 +13,7 @@ import numpy as np
 from nibabel.filebasedimages import ImageFileError
 
 from medcam.errors import GeometryError, InputError
+from medcam.formats.exporting import Export
 from medcam.geometry import Grid
 from medcam.volume import Heatmap, Source, Volume
 from medcam.whole_file import whole_file
@@ -122,8 +123,8 @@ def _affine(image: Any, name: str) -> tuple[np.ndarray, bool, list[str]]:
     return affine, oriented, notes
 
 
-def write_nifti(heatmap: Heatmap, folder: Path, label: str, *, threshold: float) -> tuple[Path, ...]:
-    """Write the float heatmap and its mask at `threshold` of its maximum, each with a JSON sidecar that holds the recipe.
+def write_nifti(export: Export) -> tuple[Path, ...]:
+    """Write the float heatmap and its mask at the threshold, each with a JSON sidecar that holds the recipe.
 
     The heatmap is float32, raw and signed; voxels that were not looked at are stored as 0 and counted in the sidecar. The mask is uint8,
     and 'label' in its name makes 3D Slicer open it as a label map.
@@ -133,18 +134,19 @@ def write_nifti(heatmap: Heatmap, folder: Path, label: str, *, threshold: float)
     OutputError
         If a file cannot be written.
     """
+    heatmap = export.heatmap
     seen = np.isfinite(heatmap.relevance)
     written = []
-    for name, data, about in (
-        (label, np.where(seen, heatmap.relevance, np.float32(0)), _HEATMAP),
-        (f"{label}_label", heatmap.mask(threshold).astype(np.uint8), _MASK),
+    for ending, data, about in (
+        ("", np.where(seen, heatmap.relevance, np.float32(0)), _HEATMAP),
+        ("_label", heatmap.mask(export.threshold).astype(np.uint8), _MASK),
     ):
-        path = folder / f"{name}.nii.gz"
+        path = export.path(f"{ending}.nii.gz")
         image = nifti_image(data, heatmap.grid, oriented=heatmap.source.oriented)
         with whole_file(path) as temporary:
             nibabel.save(image, temporary)
-        sidecar = folder / f"{name}.json"
-        values = sidecar_values(heatmap, threshold) | {"description": about, "file": path.name}
+        sidecar = export.path(f"{ending}.json")
+        values = sidecar_values(heatmap, export.threshold) | {"description": about, "file": path.name}
         with whole_file(sidecar) as temporary:
             temporary.write_text(json.dumps(values, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
         written += [path, sidecar]

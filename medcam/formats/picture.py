@@ -10,6 +10,7 @@ import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from medcam.errors import InputError
+from medcam.formats.exporting import Export
 from medcam.geometry import Grid
 from medcam.volume import Source, Volume
 
@@ -67,3 +68,19 @@ def _grey(image: Image.Image, name: str) -> np.ndarray:
             raise InputError(f"{name} is in colour; medcam reads grey radiographs")
         pixels = pixels[..., 1]
     return pixels
+
+
+def write_png(export: Export) -> tuple[Path, ...]:
+    """Write the montage: the image, and the heatmap on it, through the peak.
+
+    Raises
+    ------
+    OutputError
+        If the file cannot be written.
+    """
+    from medcam.render import montage, save_png
+
+    path = export.path(".png")
+    figure = montage(export.heatmap, export.volume, lesion=export.lesion, threshold=export.threshold)
+    save_png(figure, path)
+    return (path,)
