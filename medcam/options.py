@@ -54,6 +54,12 @@ def chosen(text: str, table: Table, *, kind: str) -> Choice:
     return Choice(name, function, options)
 
 
+def function_at(row: Callable[..., Any] | str) -> Callable[..., Any]:
+    """Return the function of a row, which may say only where it is."""
+    function: Callable[..., Any] = resolve_name(row) if isinstance(row, str) else row
+    return function
+
+
 def options_of(function: Callable[..., Any]) -> dict[str, object]:
     """Return the options of a row's function and their defaults."""
     parameters = inspect.signature(function).parameters.values()
@@ -104,9 +110,7 @@ def not_negative(option: str, value: object) -> None:
 
 def _row(name: str, table: Table, kind: str) -> Callable[..., Any]:
     if name in table:
-        row = table[name]
-        function: Callable[..., Any] = resolve_name(row) if isinstance(row, str) else row
-        return function
+        return function_at(table[name])
     added = {entry.name: entry for entry in entry_points(group=_GROUPS[kind])}
     if name in added:
         found: Callable[..., Any] = added[name].load()

@@ -1,0 +1,60 @@
+"""`medcam demo`: two examples, in less than a minute."""
+
+from __future__ import annotations
+
+from argparse import Namespace
+from pathlib import Path
+
+from medcam.commands import Result, Say
+from medcam.commands.findings import describe_peak, explained
+from medcam.commands.parsing import Commands, command
+
+_EXAMPLES = """\
+  medcam demo
+  medcam demo --out somewhere/else
+
+Explains a synthetic head MRI and a synthetic chest film with two small networks of medcam's own. Both are a demonstration, never a
+detector.
+"""
+
+
+def add(commands: Commands) -> None:
+    """Add the parser."""
+    demo = command(commands, "demo", "two examples, in less than a minute", examples=_EXAMPLES)
+    demo.add_argument("--out", metavar="DIR", default="medcam-demo", help="where results go (default: medcam-demo)")
+
+
+def run(options: Namespace, say: Say) -> Result:
+    """Explain the two sample images with the two demonstration models."""
+    from medcam.formats import read, write
+    from medcam.models import load_model
+    from medcam.pipeline import explain as explain_volumes
+    from medcam.samples import DEMOS, sample_path
+    from medcam.validate.localization import peak_in_lesion
+
+    lines, values = [], {}
+    for case in DEMOS:
+        say(f"{case.title}: reading")
+        volume, lesion = read(sample_path(*case.image)), read(sample_path(*case.lesion))
+        say(f"{case.title}: explaining")
+        heatmap = explain_volumes(volume, load_model(case.model))
+        folder = Path(options.out) / case.model
+        say(f"{case.title}: writing")
+        files = write(heatmap, volume, folder, formats=("nifti", "dicom-sc", "png"), lesion=lesion)
+        hit = peak_in_lesion(heatmap, lesion)
+        lines += [
+            f"{case.title}",
+            f"  target  {heatmap.target}: probability {heatmap.probability:.3f}, layer {heatmap.recipe.layer}, {heatmap.recipe.method}",
+            f"  peak    {describe_peak(heatmap)}",
+            f"          {'lies in the lesion' if hit else 'does NOT lie in the lesion'}",
+            *(f"  wrote   {f}" for f in files if f.suffix != ".json"),
+        ]
+        values[case.model] = explained(heatmap, lesion, files, 0.5).values
+    ok = all(v["peak_in_lesion"] for v in values.values())
+    image = sample_path(*DEMOS[0].image)
+    lines += [
+        "These models are a demonstration on synthetic lesions, never a detector. Research use only.",
+        f"next: medcam inspect {DEMOS[0].model}",
+        f"      medcam explain '{image}' --model {DEMOS[0].model} --layer features.1 --formats nifti,png --out my-first",
+    ]
+    return Result(values, lines, ok)
