@@ -180,6 +180,22 @@ class Heatmap:
         x, y, z = (float(mm) for mm in self.grid.world_mm(np.array([i, j, k])))
         return Peak((i, j, k), (x, y, z), float(self.relevance[i, j, k]))
 
+    def peak_in_words(self) -> str:
+        """Say where the peak is, in millimetres where the source knows them, towards patient directions where it knows those."""
+        peak = self.peak()
+        if peak is None:
+            return "none: nothing speaks for the target"
+        voxel = f"voxel {', '.join(map(str, peak.voxel))}"
+        if not self.source.spaced:
+            return f"{voxel} (the image does not say how large a pixel is)"
+        if not self.source.placed:
+            i, j, k = (n * mm for n, mm in zip(peak.voxel, self.grid.spacing_mm, strict=True))
+            deep = f", {k:.1f} deep" if self.grid.shape[2] > 1 else ""
+            return f"{i:.1f} mm right and {j:.1f} mm down{deep} of the image's first voxel, {voxel}"
+        x, y, z = peak.world_mm
+        sides = f"{abs(x):.1f} {'R' if x >= 0 else 'L'}, {abs(y):.1f} {'A' if y >= 0 else 'P'}, {abs(z):.1f} {'S' if z >= 0 else 'I'} mm"
+        return f"{sides} (RAS {x:.1f}, {y:.1f}, {z:.1f}), {voxel}"
+
     def mask(self, fraction: float) -> Bool[np.ndarray, "i j k"]:
         """Return where the relevance reaches `fraction` (0 to 1, exclusive of 0) of its positive maximum; nowhere if none is positive."""
         if not self.maximum > 0:

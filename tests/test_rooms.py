@@ -24,6 +24,7 @@ MAY_KNOW = {
     "volume": {"geometry", "recipe"},
     "render": {"geometry", "volume", "recipe", "whole_file"},
     "formats": {"geometry", "volume", "recipe", "render", "whole_file", "options"},
+    "report": {"geometry", "volume", "recipe", "render", "formats", "whole_file"},
     "prepare": {"geometry", "volume"},
     "validate": {"geometry", "volume"},
     "options": set(),

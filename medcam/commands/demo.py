@@ -6,7 +6,7 @@ from argparse import Namespace
 from pathlib import Path
 
 from medcam.commands import Result, Say
-from medcam.commands.findings import describe_peak, explained
+from medcam.commands.findings import explained
 from medcam.commands.parsing import Commands, command
 
 _EXAMPLES = """\
@@ -45,7 +45,7 @@ def run(options: Namespace, say: Say) -> Result:
         lines += [
             f"{case.title}",
             f"  target  {heatmap.target}: probability {heatmap.probability:.3f}, layer {heatmap.recipe.layer}, {heatmap.recipe.method}",
-            f"  peak    {describe_peak(heatmap)}",
+            f"  peak    {heatmap.peak_in_words()}",
             f"          {'lies in the lesion' if hit else 'does NOT lie in the lesion'}",
             *(f"  wrote   {f}" for f in files if f.suffix != ".json"),
         ]

@@ -182,6 +182,7 @@ WRITERS: dict[str, str] = {
     "nifti": "medcam.formats.nifti:write_nifti",
     "dicom-sc": "medcam.formats.dicom_secondary_capture:secondary_capture",
     "png": "medcam.formats.picture:write_png",
+    "html": "medcam.report:write_html",
 }
 # What refuses a source that a format cannot be written for, before anything is computed.
 CHECKS: dict[str, str] = {"dicom-sc": "medcam.formats.dicom_derived:source_headers"}
