@@ -40,7 +40,9 @@ def shown_grid(grid: Grid, most_voxels: int = _MOST_VOXELS) -> Shown:
         factors[int(np.argmin(sizes))] += 1
     i, j, k = factors
     shape = (math.ceil(grid.shape[0] / i), math.ceil(grid.shape[1] / j), math.ceil(grid.shape[2] / k))
-    return Shown(grid.coarsened(shape, (i, j, k), ((i - 1) / 2, (j - 1) / 2, (k - 1) / 2)), (i, j, k))
+    return Shown(
+        grid.coarsened(shape, (float(i), float(j), float(k)), ((i - 1) / 2, (j - 1) / 2, (k - 1) / 2)), (i, j, k)
+    )
 
 
 def image_layer(volume: Volume, shown: Shown) -> bytes:
@@ -79,7 +81,7 @@ def on_grid(lesion: Volume, grid: Grid) -> Bool[np.ndarray, "i j k"]:
     return np.asarray(resample(lesion.voxels, lesion.grid, grid, nearest=True, outside=0.0) > 0.5)
 
 
-def _blocks(values: Num[np.ndarray, "i j k"], shown: Shown) -> Num[np.ndarray, "i a j b k c"]:
+def _blocks(values: Num[np.ndarray, "i j k"], shown: Shown) -> Num[np.ndarray, "x a y b z c"]:
     """Return the values with each axis split into shown voxels and what they stand for; the last ones repeat the edge."""
     pads = [(0, n * f - m) for n, f, m in zip(shown.grid.shape, shown.factors, values.shape, strict=True)]
     whole = np.pad(values, pads, mode="edge") if any(b for _, b in pads) else values
