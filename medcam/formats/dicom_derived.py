@@ -1,4 +1,7 @@
-"""What every DICOM object made from a source series carries: whose it is, what it was made from, how, and by whom.
+"""What every DICOM object made from a source carries: whose it is, what it was made from, how, and by whom.
+
+Objects that a library builds go through two doors: `sanitised` gives the library headers in which nothing of a real file can
+trip it, and `finalised` puts into what it built what the source and the recipe say.
 
 References
 ----------
@@ -7,131 +10,183 @@ DICOM PS3.3 C.7.1 to C.7.3 (Patient, Study, Series), C.7.5 (Equipment), C.12 (SO
 
 from __future__ import annotations
 
-import copy
 import hashlib
 import json
-import unicodedata
 import uuid
 from collections.abc import Sequence
 from datetime import datetime, timedelta, timezone
+from pathlib import Path
+from typing import NamedTuple
 
 from pydicom import Dataset
-from pydicom.charset import convert_encodings
-from pydicom.datadict import dictionary_VR
-from pydicom.dataelem import RawDataElement
 from pydicom.dataset import FileMetaDataset
 from pydicom.uid import ExplicitVRLittleEndian, JPEGBaseline8Bit, JPEGExtended12Bit
 
 from medcam import __version__
 from medcam.errors import OutputError
 from medcam.formats.dicom_files import said
+from medcam.formats.dicom_patient import copy_element, empty_patient_and_study, own_text, with_patient_of
 from medcam.volume import Heatmap, Source
+from medcam.whole_file import whole_file
 
 WARNING = "NOT FOR DIAGNOSTIC USE"
 _NAMESPACE = uuid.UUID("6c4fe886-fc81-4e30-b40a-803984c3fb32")
 _IDENTIFIERS = ("SOPClassUID", "SOPInstanceUID", "StudyInstanceUID", "SeriesInstanceUID")
-
-# Elements of a patient and a study that must be there even when empty (type 2), and those that are copied if not empty.
-_ALWAYS = (
-    "PatientName PatientID PatientBirthDate PatientSex StudyInstanceUID StudyDate StudyTime ReferringPhysicianName "
-    "StudyID AccessionNumber"
-)
-_WHERE_GIVEN = (
-    "IssuerOfPatientID IssuerOfPatientIDQualifiersSequence TypeOfPatientID PatientBirthTime QualityControlSubject "
-    "OtherPatientIDs OtherPatientIDsSequence OtherPatientNames EthnicGroup PatientComments PatientSpeciesDescription "
-    "PatientSpeciesCodeSequence PatientBreedDescription PatientBreedCodeSequence ResponsiblePerson "
-    "ResponsiblePersonRole ResponsibleOrganization PatientIdentityRemoved DeidentificationMethod "
-    "DeidentificationMethodCodeSequence ClinicalTrialSponsorName ClinicalTrialProtocolID ClinicalTrialProtocolName "
-    "ClinicalTrialSiteID ClinicalTrialSiteName ClinicalTrialSubjectID ClinicalTrialSubjectReadingID StudyDescription "
-    "IssuerOfAccessionNumberSequence PhysiciansOfRecord NameOfPhysiciansReadingStudy ProcedureCodeSequence "
-    "AdmittingDiagnosesDescription PatientAge PatientSize PatientWeight Occupation AdditionalPatientHistory "
-    "PatientSexNeutered"
+# What a library that makes derived objects reads of an image besides whose it is.
+_OF_AN_IMAGE = (
+    "Modality SeriesNumber InstanceNumber ImageType FrameOfReferenceUID PositionReferenceIndicator ImagePositionPatient "
+    "ImageOrientationPatient PixelSpacing SliceThickness PatientOrientation Rows Columns NumberOfFrames SamplesPerPixel "
+    "PhotometricInterpretation BitsAllocated BitsStored HighBit PixelRepresentation"
 )
 
-# Terms of BodyPartExamined (PS3.16 annex L). Of these there is one, so there is no side to name ...
-_UNPAIRED = (
-    "ABDOMEN ABDOMENPELVIS AORTA BLADDER BRAIN CHEST CHESTABDOMEN CHESTABDPELVIS COCCYX COLON CSPINE CTSPINE DUODENUM "
-    "ESOPHAGUS GALLBLADDER HEAD HEADNECK HEART JAW LARYNX LIVER LSPINE LSSPINE MEDIASTINUM NECK NECKCHEST "
-    "NECKCHESTABDOMEN NECKCHESTABDPELV NOSE PANCREAS PELVIS PHARYNX PROSTATE RECTUM SKULL SPINE SPLEEN SSPINE STERNUM "
-    "STOMACH THYMUS THYROID TLSPINE TRACHEA TSPINE UTERUS WHOLEBODY"
-)
 
-# ... and these are other words for one of them.
-_SYNONYMS = {"THORAX": "CHEST"}
+class Instance(NamedTuple):
+    """What it takes to refer to a DICOM object, whether or not it has been written yet: three UIDs."""
+
+    sop_class: str
+    sop_instance: str
+    series: str
 
 
-def source_headers(source: Source) -> dict[int, Dataset]:
-    """Return the header of each slice k that came from a DICOM file; slices interpolated into a gap have none.
+def source_instances(source: Source) -> tuple[Dataset, ...]:
+    """Return the header of each instance that a source was read from.
 
     Raises
     ------
     OutputError
         If the source is not DICOM, or its headers lack the identifiers that a derived object must refer to.
     """
-    headers = {k: header for k in range(len(source.slices)) if (header := source.header(k)) is not None}
-    if not headers:
+    instances: tuple[Dataset, ...] = source.instances
+    if not instances:
         raise OutputError(
             f"a DICOM object must refer to the DICOM images that it was made from, and this image was read from "
             f"{source.format}; write NIfTI or PNG instead, or explain the DICOM series itself"
         )
-    missing = [keyword for keyword in _IDENTIFIERS if any(not header.get(keyword) for header in headers.values())]
+    missing = [keyword for keyword in _IDENTIFIERS if any(not header.get(keyword) for header in instances)]
     if missing:
         raise OutputError(
             f"a DICOM object must refer to the images that it was made from, and these lack {', '.join(missing)}; "
             "export the series again, or write NIfTI or PNG instead"
         )
+    return instances
+
+
+def source_headers(source: Source) -> dict[int, Dataset]:
+    """Return the header of each slice k that is a picture of a DICOM instance; slices interpolated into a gap have none.
+
+    Raises
+    ------
+    OutputError
+        As `source_instances`, and if no slice is such a picture because the volume was put on another grid.
+    """
+    source_instances(source)
+    headers = {k: header for k in range(len(source.slices)) if (header := source.header(k)) is not None}
+    if not headers:
+        raise OutputError(
+            "this image was put on another grid than its DICOM slices, so no slice is one of them; "
+            "write dicom-seg, dicom-pm or NIfTI instead"
+        )
     return headers
 
 
-def derived_dataset(
-    heatmap: Heatmap,
-    headers: Sequence[Dataset],
-    *,
-    sop_class: str,
-    modality: str,
-    number: int,
-    role: str,
-    when: datetime,
+def sanitised(header: Dataset) -> Dataset:
+    """Return what a library may know of an image: its identifiers, place and pixel format, and a patient and study left empty.
+
+    Real headers hold what libraries refuse: an empty character set, a sex or a date in no known form, elements that do not
+    parse. `finalised` puts the patient and the study back, byte by byte.
+    """
+    clean = Dataset()
+    empty_patient_and_study(clean)
+    for keyword in (*_IDENTIFIERS, *_OF_AN_IMAGE.split()):
+        value = said(header, keyword)
+        if value is not None:
+            setattr(clean, keyword, value)
+    return clean
+
+
+def finalised(
+    dataset: Dataset, heatmap: Heatmap, *, instance: Instance, number: int, when: datetime, title: str = ""
 ) -> Dataset:
-    """Return a dataset with all that does not depend on the kind of object, ready for its own modules.
+    """Return a dataset with all that does not depend on the kind of object, in place of what a library may have put there.
 
     Parameters
     ----------
-    headers
-        Of the source's images, in the order of slices.
+    dataset
+        What is peculiar to the kind of object, Modality included; it is left as it is.
+    instance
+        From `derived_instance`.
     number
         SeriesNumber; moved away from the source's own if equal.
-    role
-        What kind of object this is, in words that never change: the UIDs are made from it, the recipe and the source.
     when
         The moment to write down, with its time zone.
+    title
+        How SeriesDescription begins; method and target if empty. `WARNING` follows.
     """
-    first = headers[0]
-    dataset = Dataset()
-    copy_patient_and_study(first, dataset)
-    dataset.SOPClassUID = sop_class
-    dataset.SOPInstanceUID = derived_uid(heatmap, headers, f"{role} instance")
-    dataset.SeriesInstanceUID = derived_uid(heatmap, headers, f"{role} series")
-    dataset.Modality = modality
-    dataset.SeriesNumber = number + 100 if said(first, "SeriesNumber") == number else number
-    dataset.InstanceNumber = 1
-    dataset.SeriesDescription = _series_description(heatmap, dataset)
-    add_dates(dataset, first, when)
-    add_equipment(dataset, heatmap, when)
-    add_references(dataset, headers)
-    dataset.DerivationDescription = own_text(derivation(heatmap), dataset, 1024)
-    dataset.file_meta = FileMetaDataset()
-    dataset.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
-    dataset.file_meta.ImplementationVersionName = f"medcam {__version__}"[:16]
-    return dataset
+    first = source_instances(heatmap.source)[0]
+    final = with_patient_of(first, dataset)
+    final.SOPClassUID, final.SOPInstanceUID, final.SeriesInstanceUID = instance
+    final.SeriesNumber = number + 100 if said(first, "SeriesNumber") == number else number
+    final.InstanceNumber = 1
+    final.SeriesDescription = _series_description(heatmap, final, title)
+    add_dates(final, first, when)
+    add_equipment(final, heatmap, when)
+    final.file_meta = FileMetaDataset()
+    syntax = getattr(dataset, "file_meta", {}).get("TransferSyntaxUID")
+    final.file_meta.TransferSyntaxUID = syntax or ExplicitVRLittleEndian
+    final.file_meta.ImplementationVersionName = f"medcam {__version__}"[:16]
+    return final
 
 
-def derived_uid(heatmap: Heatmap, headers: Sequence[Dataset], role: str) -> str:
+def derived_image(
+    heatmap: Heatmap, *, instance: Instance, modality: str, number: int, when: datetime, title: str = ""
+) -> Dataset:
+    """Return what every derived image begins with: a finalised dataset that says what it was derived from, and how."""
+    image = Dataset()
+    image.Modality = modality
+    image = finalised(image, heatmap, instance=instance, number=number, when=when, title=title)
+    add_references(image, heatmap.source)
+    image.DerivationDescription = own_text(derivation(heatmap), image, 1024)
+    return image
+
+
+def saved(dataset: Dataset, path: Path) -> Path:
+    """Write a dataset to a file, whole or not at all, and return the path.
+
+    Raises
+    ------
+    OutputError
+        If it cannot be written.
+    """
+    with whole_file(path) as temporary:
+        dataset.save_as(temporary, enforce_file_format=True)
+    return path
+
+
+def derived_instance(heatmap: Heatmap, *, sop_class: str, role: str) -> Instance:
+    """Return the UIDs of an object of a heatmap: made from the recipe, the source and the role, so they never change.
+
+    Parameters
+    ----------
+    role
+        What kind of object this is, in words that never change, with all options that change what is in it.
+
+    Raises
+    ------
+    OutputError
+        If the source is not DICOM.
+    """
+    return Instance(sop_class, derived_uid(heatmap, f"{role} instance"), derived_uid(heatmap, f"{role} series"))
+
+
+def derived_uid(heatmap: Heatmap, role: str) -> str:
     """Return a UID made from the recipe, the source's UIDs and the role: the same result is never stored under a second one.
 
     A recipe that does not know its model's digest could stand for many results, so the relevance itself is taken in.
     """
-    values = [role, __version__, heatmap.recipe.to_json(), [str(header.SOPInstanceUID) for header in headers]]
+    source = heatmap.source
+    uids = [str(header.SOPInstanceUID) for header in source_instances(source)]
+    grid = [heatmap.grid.shape, heatmap.grid.affine.round(4).tolist()] if not any(source.slices) else []
+    values = [role, __version__, heatmap.recipe.to_json(), uids, source.slices, grid]
     if not heatmap.recipe.model_sha256:
         values.append(hashlib.sha256(heatmap.relevance.tobytes()).hexdigest())
     return _uid(json.dumps(values, sort_keys=True))
@@ -147,58 +202,10 @@ def frame_of_reference(header: Dataset) -> str:
     return str(named) if named else _uid(f"frame of reference {header.SeriesInstanceUID}")
 
 
-def copy_patient_and_study(header: Dataset, onto: Dataset) -> None:
-    """Copy whose images these are, byte by byte, with the character set that the bytes are in.
-
-    Empty elements that a standard object would not hold are left out. Where the source names no character set, the bytes
-    tell which one can be meant.
-    """
-    for keyword in _ALWAYS.split():
-        setattr(onto, keyword, "")
-    copied = [_copy(header, keyword, onto) for keyword in f"{_ALWAYS} {_WHERE_GIVEN}".split()]
-    charset = header.get("SpecificCharacterSet")
-    if not charset:
-        charset = "ISO_IR 192" if _is_utf8(b"".join(copied)) else "ISO_IR 100"
-    onto.SpecificCharacterSet = charset
-    # Tells pydicom that the bytes are encoded as they will be written, so that it leaves them alone.
-    onto.set_original_encoding(False, True, convert_encodings(charset))
-
-
-def _copy(header: Dataset, keyword: str, onto: Dataset) -> bytes:
-    """Copy an element if it is there and not empty, and return its bytes where they were copied as such."""
-    element = header.get_item(keyword)
-    if element is None or not element.value:
-        return b""
-    vr = dictionary_VR(keyword)
-    if not element.is_raw or vr == "SQ":
-        onto[keyword] = copy.deepcopy(header[keyword])
-        return b""
-    # Bytes that nobody decodes stay what they are, whatever their character set.
-    value = element.value + b" " * (len(element.value) % 2)
-    onto[keyword] = RawDataElement(element.tag, vr, len(value), value, 0, False, True)
-    return bytes(value)
-
-
-def _is_utf8(content: bytes) -> bool:
-    try:
-        content.decode("utf-8")
-    except UnicodeDecodeError:
-        return False
-    return True
-
-
-def own_text(text: str, dataset: Dataset, longest: int) -> str:
-    """Return medcam's own words as a value of a dataset: without what its character set or DICOM itself cannot hold."""
-    if dataset.SpecificCharacterSet != "ISO_IR 192":
-        text = unicodedata.normalize("NFKD", text).encode("ascii", "ignore").decode()
-    text = " ".join(text.replace("\\", "/").split())
-    return text if len(text) <= longest else text[: longest - 3] + "..."
-
-
-def _series_description(heatmap: Heatmap, dataset: Dataset) -> str:
+def _series_description(heatmap: Heatmap, dataset: Dataset, title: str) -> str:
     verdict = "" if heatmap.maximum > 0 else "no positive evidence, "
-    text = own_text(f"{heatmap.recipe.method}: {verdict}{heatmap.target}", dataset, 64 - 1 - len(WARNING))
-    return f"{text} {WARNING}"
+    words = title or f"{heatmap.recipe.method}: {verdict}{heatmap.target}"
+    return f"{own_text(words, dataset, 64 - 1 - len(WARNING))} {WARNING}"
 
 
 def derivation(heatmap: Heatmap) -> str:
@@ -241,20 +248,47 @@ def add_equipment(dataset: Dataset, heatmap: Heatmap, when: datetime) -> None:
     dataset.ContributingEquipmentSequence = [contribution]
 
 
-def add_references(dataset: Dataset, headers: Sequence[Dataset]) -> None:
-    """Refer to the source's images, one by one and as a series."""
-    dataset.SourceImageSequence = [_reference(header) for header in headers]
-    for item in dataset.SourceImageSequence:
-        purpose = code("121322", "DCM", "Source image for image processing operation")
-        item.PurposeOfReferenceCodeSequence = [purpose]
-        item.SpatialLocationsPreserved = "YES"
-    series = Dataset()
-    series.SeriesInstanceUID = headers[0].SeriesInstanceUID
-    series.ReferencedInstanceSequence = [_reference(header) for header in headers]
-    dataset.ReferencedSeriesSequence = [series]
+def add_references(dataset: Dataset, source: Source) -> None:
+    """Refer to the source's images, one by one, with the frames that were used, and as their series."""
+    instances = source_instances(source)
+    frames: dict[int, list[int]] = {n: [] for n in range(len(instances))}
+    for picture in source.slices:
+        if picture is not None and picture.number is not None:
+            frames[picture.instance].append(picture.number)
+    same_place = any(source.slices)
+    dataset.SourceImageSequence = [
+        source_image(header, sorted(frames[n]), same_place=same_place) for n, header in enumerate(instances)
+    ]
+    series: dict[str, list[Dataset]] = {}
+    for header in instances:
+        series.setdefault(str(header.SeriesInstanceUID), []).append(reference(header))
+    dataset.ReferencedSeriesSequence = []
+    for uid, items in series.items():
+        item = Dataset()
+        item.SeriesInstanceUID, item.ReferencedInstanceSequence = uid, items
+        dataset.ReferencedSeriesSequence.append(item)
 
 
-def _reference(header: Dataset) -> Dataset:
+def source_image(header: Dataset, frames: Sequence[int] = (), *, same_place: bool) -> Dataset:
+    """Return an item of a Source Image Sequence.
+
+    Parameters
+    ----------
+    frames
+        Which frames of a multi-frame image, from 1; all if none is named.
+    same_place
+        Whether each pixel lies where the source's pixel lies.
+    """
+    item = reference(header)
+    if frames:
+        item.ReferencedFrameNumber = list(frames)
+    item.PurposeOfReferenceCodeSequence = [code("121322", "DCM", "Source image for image processing operation")]
+    item.SpatialLocationsPreserved = "YES" if same_place else "NO"
+    return item
+
+
+def reference(header: Dataset) -> Dataset:
+    """Return an item that refers to an instance by its class and UID."""
     item = Dataset()
     item.ReferencedSOPClassUID = header.SOPClassUID
     item.ReferencedSOPInstanceUID = header.SOPInstanceUID
@@ -268,34 +302,13 @@ def code(value: str, scheme: str, meaning: str) -> Dataset:
     return item
 
 
-def add_body_part(dataset: Dataset, header: Dataset) -> None:
-    """Say which part of the body an image shows, and on which side.
-
-    A known unpaired part has no side. Of any other the source's side is kept; where it names none, the side is left empty
-    (unknown), or 'U' (unpaired) if it names no part either: validators want one or the other.
-    """
-    part = str(header.get("BodyPartExamined") or "").strip().upper()
-    part = _SYNONYMS.get(part, part)
-    if part:
-        dataset.BodyPartExamined = part
-    if part in _UNPAIRED.split():
-        return
-    side = header.get("ImageLaterality") or header.get("Laterality")
-    if side in ("R", "L", "B"):
-        dataset.ImageLaterality = side
-    elif part:
-        dataset.Laterality = ""
-    else:
-        dataset.ImageLaterality = "U"
-
-
 def add_pixel_history(dataset: Dataset, headers: Sequence[Dataset]) -> None:
     """Carry on what happened to the source's pixels and still shows: lossy compression, text burned in, a visible face."""
     lossy = [header for header in headers if _was_lossy(header)]
     if lossy:
         dataset.LossyImageCompression = "01"
         for keyword in ("LossyImageCompressionRatio", "LossyImageCompressionMethod"):
-            _copy(lossy[0], keyword, dataset)
+            copy_element(lossy[0], keyword, dataset)
     elif all(header.get("LossyImageCompression") == "00" for header in headers):
         dataset.LossyImageCompression = "00"
     burned = any(header.get("BurnedInAnnotation") == "YES" for header in headers)

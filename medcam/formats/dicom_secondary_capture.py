@@ -21,7 +21,9 @@ from pydicom.valuerep import DSfloat
 
 from medcam.errors import OutputError
 from medcam.formats import dicom_derived
+from medcam.formats.dicom_body_part import add_body_part
 from medcam.formats.dicom_files import said
+from medcam.formats.dicom_patient import own_text
 from medcam.formats.exporting import Export
 from medcam.geometry import Grid
 from medcam.render import THRESHOLD, display_range, overlay_rgb
@@ -64,24 +66,26 @@ def write_secondary_capture(heatmap: Heatmap, volume: Volume, path: Path, *, thr
     headers = dicom_derived.source_headers(volume.source)
     _refuse_other_place(heatmap.grid, volume, headers)
     slices = list(headers.values())
-    dataset = dicom_derived.derived_dataset(
+    dataset = dicom_derived.derived_image(
         heatmap,
-        slices,
-        sop_class=MultiFrameTrueColorSecondaryCaptureImageStorage,
+        instance=dicom_derived.derived_instance(
+            heatmap,
+            sop_class=MultiFrameTrueColorSecondaryCaptureImageStorage,
+            # Other pixels are another instance.
+            role=f"secondary capture from {threshold:g}",
+        ),
         modality="OT",
         number=_SERIES_NUMBER,
-        # Other pixels are another instance.
-        role=f"secondary capture from {threshold:g}",
         when=datetime.now().astimezone(),
     )
     words = f"{dicom_derived.derivation(heatmap)} Coloured from {threshold:g} of the maximum."
-    dataset.DerivationDescription = dicom_derived.own_text(words, dataset, 1024)
+    dataset.DerivationDescription = own_text(words, dataset, 1024)
     dataset.ConversionType = "WSD"
     dataset.ImageType = ["DERIVED", "SECONDARY", "OTHER"]
     if heatmap.notes:
-        dataset.ImageComments = dicom_derived.own_text(" ".join(heatmap.notes), dataset, 10240)
+        dataset.ImageComments = own_text(" ".join(heatmap.notes), dataset, 10240)
     dataset.PatientOrientation = slices[0].get("PatientOrientation") or ""
-    dicom_derived.add_body_part(dataset, slices[0])
+    add_body_part(dataset, slices[0])
     dicom_derived.add_pixel_history(dataset, slices)
     if slices[0].get("ImagePositionPatient"):
         _add_places(dataset, slices)

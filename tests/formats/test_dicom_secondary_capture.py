@@ -22,8 +22,9 @@ from pydicom.uid import ImplicitVRLittleEndian
 from formats.dicom_phantom import GEOMETRIES, MARKERS, stored_values, write_film, write_series
 from medcam import render
 from medcam.errors import OutputError
-from medcam.formats import dicom_derived, dicom_secondary_capture
+from medcam.formats import dicom_secondary_capture
 from medcam.formats.dicom import read_dicom
+from medcam.formats.dicom_body_part import add_body_part
 from medcam.formats.dicom_secondary_capture import write_secondary_capture
 from medcam.recipe import Recipe
 from medcam.volume import Heatmap, Source, Volume
@@ -438,7 +439,7 @@ def test_sides_are_named_where_the_body_part_has_one(
         header.BodyPartExamined = part
     if side is not None:
         header.Laterality = side
-    dicom_derived.add_body_part(dataset, header)
+    add_body_part(dataset, header)
     assert (dataset.get("BodyPartExamined"), dataset.get("ImageLaterality")) == expected
 
 
