@@ -35,7 +35,7 @@ COLOURS = "plasma"
 """matplotlib's and NiiVue's name of the colours of relevance: perceptually uniform, and never grey like anatomy."""
 THRESHOLD = 0.3
 """The fraction of the maximum below which no colour is shown, unless told otherwise."""
-_OPACITY = (0.45, 0.85)
+OPACITY = (0.45, 0.85)
 _SOFT_TISSUE_HU = (-160.0, 240.0)
 
 # Patient directions that a picture's columns and rows grow towards, by the radiological convention.
@@ -171,7 +171,7 @@ def overlay_rgb(
         maximum = float(np.nanmax(relevance, initial=-np.inf, where=np.isfinite(relevance)))
     result = np.empty((*np.shape(image), 3), np.uint8)
     colours = 255 * matplotlib.colormaps[COLOURS](np.linspace(0, 1, 256))[:, :3]
-    faintest, strongest = _OPACITY
+    faintest, strongest = OPACITY
     # Slab by slice, so that the float copies stay small.
     for index in np.ndindex(np.shape(image)[:1]) if np.ndim(image) > 2 else [()]:
         grey = np.nan_to_num((np.asarray(image[index], np.float32) - window[0]) / (window[1] - window[0]), nan=0.0)
@@ -268,7 +268,7 @@ def _panels(heatmap: Heatmap, volume: Volume, lesion: Volume | None, threshold: 
         same = lesion.grid == grid
         mask = lesion.voxels if same else resample(lesion.voxels, lesion.grid, grid, nearest=True, outside=0.0)
     panels = []
-    for plane in _planes(volume):
+    for plane in planes_of(volume):
         view = _view(grid, plane)
         index = centre[view.normal]
         image, relevance = (to_display(v, grid, plane, index) for v in (volume.voxels, heatmap.relevance))
@@ -281,7 +281,8 @@ def _panels(heatmap: Heatmap, volume: Volume, lesion: Volume | None, threshold: 
     return panels
 
 
-def _planes(volume: Volume) -> list[Plane]:
+def planes_of(volume: Volume) -> list[Plane]:
+    """Return the planes in which an image is drawn: three, or the one that it has."""
     planes: list[Plane] = ["axial", "coronal", "sagittal"]
     if 1 not in volume.grid.shape:
         return planes
@@ -319,8 +320,7 @@ def _draw(rows: list[list[tuple[_Panel, bool]]], heatmap: Heatmap, title: str, t
     cell_height = max(_SMALLEST, *(height * scale for _, height in sizes)) + 2 * _PAD
     text_width = sum(cell_widths) + (len(sizes) - 1) * _GAP + _BAR
     width = text_width + 2 * _MARGIN
-    letters = int(8 * text_width)
-    heading = title if len(title) <= letters else title[: letters - 3] + "..."
+    heading = title if len(title) <= (letters := int(8 * text_width)) else title[: letters - 3] + "..."
     details = [line for text in _details(heatmap) for line in textwrap.wrap(text, int(13 * text_width))]
     header = _HEADER + _LINE * (len(details) - 1)
     height = header + len(rows) * (cell_height + _CAPTION) + _FOOTER
