@@ -2,89 +2,20 @@
 
 from __future__ import annotations
 
-import difflib
 import re
-import zipfile
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from datetime import datetime
 from pathlib import Path
 from pkgutil import resolve_name
 
-from medcam.errors import InputError, OutputError, UsageError
+from medcam.errors import OutputError, UsageError
 from medcam.formats.exporting import Export
+from medcam.formats.reading import READERS, Reader, kind_of, read
 from medcam.options import Choice, chosen, listed, options_of
 from medcam.volume import Heatmap, Volume
 
-
-def read(path: str | Path, *, series: str | None = None, volume: int | None = None, allow_gaps: bool = False) -> Volume:
-    """Read one image: a NIfTI file, a picture (PNG, JPEG, TIFF), or DICOM as a file, a folder or a zip.
-
-    Parameters
-    ----------
-    series
-        Which DICOM series, by number or UID (or the end of it), where there are several.
-    volume
-        Which volume of a 4D NIfTI, from 0.
-    allow_gaps
-        Fill missing DICOM slices by interpolation instead of refusing.
-
-    Raises
-    ------
-    InputError
-        If there is nothing at `path`, or it is damaged or of a kind that medcam does not read.
-    GeometryError
-        If the slices do not make one regular grid.
-    """
-    path = Path(path)
-    try:
-        kind = kind_of(path)
-        if volume is not None and kind != "nifti":
-            raise UsageError(
-                "--volume chooses from a 4D NIfTI, and this image is none; a DICOM series is chosen by --series"
-            )
-        if kind == "nifti":
-            from medcam.formats.nifti import read_nifti
-
-            return read_nifti(path, volume=volume)
-        if kind == "picture":
-            from medcam.formats.picture import read_picture
-
-            return read_picture(path)
-        from medcam.formats.dicom import read_dicom
-
-        return read_dicom(path, series=series, allow_gaps=allow_gaps)
-    except OSError as error:
-        raise InputError(f"cannot read {path}: {error.strerror or error}") from error
-
-
-def kind_of(path: Path) -> str:
-    """Tell which door an image goes through: 'dicom', 'nifti' or 'picture'.
-
-    Raises
-    ------
-    InputError
-        If there is nothing at `path`, or nothing that medcam reads.
-    """
-    if not path.exists():
-        siblings = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
-        near = difflib.get_close_matches(path.name, siblings, n=1)
-        raise InputError(f"there is nothing at {path}" + (f"; did you mean {near[0]}?" if near else ""))
-    name = path.name.lower()
-    if path.is_dir() or zipfile.is_zipfile(path):
-        return "dicom"
-    if name.endswith((".nii", ".nii.gz", ".hdr", ".img")):
-        return "nifti"
-    if name.endswith((".png", ".jpg", ".jpeg", ".tif", ".tiff")):
-        return "picture"
-    from medcam.formats.dicom import is_dicom
-
-    if is_dicom(path):
-        return "dicom"
-    raise InputError(
-        f"{path.name} is none of what medcam reads: NIfTI (.nii, .nii.gz), DICOM (a file, a folder or a zip), or a picture "
-        "(PNG, JPEG, TIFF)"
-    )
+__all__ = ["CHECKS", "READERS", "WRITERS", "Export", "Reader", "check_formats", "kind_of", "read", "write"]
 
 
 def write(
