@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from conftest import blob, made_volume, oblique_grid
-from medcam.errors import GeometryError, InputError
+from medcam.errors import GeometryError, InputError, UsageError
 from medcam.geometry import Grid
 from medcam.recipe import Recipe
 from medcam.validate.localization import lesion_on, peak_in_lesion
@@ -49,3 +49,53 @@ def test_a_mask_of_another_image_is_refused() -> None:
         lesion_on(heatmap(source=Source("picture", "00", placed=False)), made_volume(np.ones(far.shape, np.uint8), far))
     with pytest.raises(InputError, match="between labels"):
         lesion_on(heatmap(), made_volume(np.full(GRID.shape, 0.3, np.float32), GRID))
+
+
+def test_a_lesion_between_the_centres_of_a_coarse_grid_counts_by_the_share_that_it_fills() -> None:
+    coarse = Grid((5, 6, 7), GRID.affine @ np.diag([8.0, 8, 8, 1]))
+    # Two voxels of the fine grid beside each other, 3 and 4 steps from the centre of coarse voxel 2 2 2: both within it.
+    mask = np.zeros(GRID.shape, np.uint8)
+    mask[13:15, 16, 16] = 1
+    placed = Heatmap(np.zeros(coarse.shape, np.float32), coarse, Source("array", "00"), RECIPE, "lesion (class 0)", 1.0)
+    assert not lesion_on(placed, made_volume(mask, GRID)).any()
+    found = np.argwhere(lesion_on(placed, made_volume(mask, GRID), at_least=2 / 512))
+    np.testing.assert_array_equal(found, [[2, 2, 2]])
+    assert not lesion_on(placed, made_volume(mask, GRID), at_least=0.005).any()
+    whole = np.zeros(GRID.shape, np.uint8)
+    whole[12:20, 12:20, 12:20] = 3
+    shifted = Grid(coarse.shape, GRID.coarsened(coarse.shape, (8.0, 8.0, 8.0), (3.5, 3.5, 3.5)).affine)
+    onto = replace(placed, grid=shifted)
+    assert lesion_on(onto, made_volume(whole, GRID), at_least=1.0).sum() == 0
+    assert lesion_on(onto, made_volume(whole, GRID), at_least=0.125).sum() == 8
+    whole[8:24, 8:24, 8:16] = 3
+    assert lesion_on(onto, made_volume(whole, GRID), at_least=1.0).sum() == 4
+    for share in (0, 1.5, -0.1):
+        with pytest.raises(UsageError, match="share of a voxel"):
+            lesion_on(onto, made_volume(whole, GRID), at_least=share)
+
+
+def test_a_picture_of_a_mask_lies_on_a_film_pixel_by_pixel() -> None:
+    film = Grid((6, 5, 1), np.array([[-0.14, 0, 0, 0], [0, 0, -1, 0], [0, -0.14, 0, 0], [0, 0, 0, 1]]))
+    source = Source("dicom", "00", placed=False, oriented=True)
+    placed = Heatmap(np.arange(30, dtype=np.float32).reshape(film.shape), film, source, RECIPE, "lesion (class 0)", 1.0)
+    pixels = np.zeros(film.shape, np.uint8)
+    pixels[5, 4] = 255
+    picture = Source("picture", "00", oriented=False, placed=False, spaced=False)
+    unit = Grid(film.shape, np.array([[-1.0, 0, 0, 0], [0, 0, -1, 0], [0, -1, 0, 0], [0, 0, 0, 1]]))
+    for at_least in (None, 0.5):
+        found = lesion_on(placed, Volume(pixels, unit, "a.u.", picture), at_least=at_least)
+        np.testing.assert_array_equal(found, pixels > 0)
+    assert peak_in_lesion(placed, Volume(pixels, unit, "a.u.", picture)) is True
+
+
+def test_a_mask_whose_sides_are_unknown_is_refused() -> None:
+    nowhere = Source("nifti", "00", oriented=False, placed=False)
+    with pytest.raises(GeometryError, match="which of its slices and sides"):
+        lesion_on(heatmap(), Volume(np.ones(GRID.shape, np.uint8), GRID, "a.u.", nowhere))
+    film = Grid((6, 5, 1), np.array([[-1.0, 0, 0, 0], [0, 0, -1, 0], [0, -1, 0, 0], [0, 0, 0, 1]]))
+    upward = Grid((6, 5, 1), np.array([[-1.0, 0, 0, 0], [0, 0, -1, 0], [0, 1, 0, -4], [0, 0, 0, 1]]))
+    picture = Source("picture", "00", oriented=False, placed=False)
+    placed = Heatmap(np.ones(film.shape, np.float32), film, picture, RECIPE, "lesion (class 0)", 1.0)
+    with pytest.raises(GeometryError, match="might lie mirrored"):
+        lesion_on(placed, Volume(np.ones(film.shape, np.uint8), upward, "a.u.", Source("nifti", "00")))
+    assert lesion_on(placed, Volume(np.ones(film.shape, np.uint8), film, "a.u.", Source("nifti", "00"))).all()
