@@ -30,7 +30,7 @@ MAY_KNOW = {
     "validate": {"geometry", "occupancy", "volume"},
     "options": set(),
     "engine": {"options"},
-    "trials": {"engine", "validate"},
+    "trials": {"engine", "options", "validate"},
     "models": {"samples", "lesion_net"},
     "pipeline": {"geometry", "volume", "recipe", "engine", "models", "prepare"},
 }
