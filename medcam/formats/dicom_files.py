@@ -14,13 +14,15 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path, PurePosixPath
-from typing import IO, Any, Literal
+from typing import IO, Any, Literal, NamedTuple
 
 import numpy as np
 import pydicom
 from pydicom.errors import BytesLengthException
 
 from medcam.errors import InputError
+from medcam.formats.dicom_directory import is_directory, listed_files
+from medcam.formats.dicom_view import Header
 
 # A study of 4000 CT slices unpacks to 2 GiB, and zip shrinks real images to a half or a third.
 _MAX_UNPACKED_BYTES = 4 * 2**30
@@ -59,7 +61,8 @@ class StoredFile:
 
 @contextmanager
 def files_in(path: Path) -> Iterator[list[StoredFile]]:
-    """Yield the files at a path: itself, all below a folder (without links to folders), or the members of a zip.
+    """Yield the files at a path: itself, all below a folder (without links to folders), the members of a zip, or what the
+    directory of a disc (DICOMDIR) lists.
 
     Raises
     ------
@@ -77,12 +80,22 @@ def files_in(path: Path) -> Iterator[list[StoredFile]]:
             raise InputError(f"the zip {path.name} is damaged ({error}); fetch it again") from error
         with archive:
             yield [StoredFile(path / _plain(m.filename), partial(archive.open, m)) for m in _members(archive, path)]
+    elif is_directory(path):
+        yield [StoredFile(each, _opener(each)) for each in listed_files(path)]
     else:
         yield [StoredFile(path, _opener(path))]
 
 
-def read_header(file: StoredFile, keywords: Sequence[str]) -> pydicom.FileDataset | None:
-    """Return these elements of a file's header, or None for a file that is not DICOM.
+class HeaderRead(NamedTuple):
+    """A header, and where in the file the pixels start, if they can be read from there."""
+
+    dataset: pydicom.FileDataset
+    pixels_at: int | None
+
+
+def read_header(file: StoredFile, keywords: Sequence[str] = ()) -> HeaderRead | None:
+    """Return these elements of a file's header (all that stands before the pixels if none are named), or None for a file
+    that is not DICOM.
 
     A file without the preamble counts as DICOM if it starts like one and names its class, its instance and its series.
 
@@ -96,14 +109,17 @@ def read_header(file: StoredFile, keywords: Sequence[str]) -> pydicom.FileDatase
         if not _starts_like_dicom(start):
             return None
         marked = start[128:132] == b"DICM"
-        if _DEFLATED in start:
+        deflated = _DEFLATED in start
+        if deflated:
             _refuse_deflate_bomb(start + stream.read())
         stream.seek(0)
         try:
-            header = pydicom.dcmread(stream, stop_before_pixels=True, force=True, specific_tags=list(keywords))
+            header = pydicom.dcmread(stream, stop_before_pixels=True, force=True, specific_tags=list(keywords) or None)
+            # The dataset would keep the stream alive.
             header.buffer = None
             if marked or all(key in header for key in ("SOPClassUID", "SOPInstanceUID", "SeriesInstanceUID")):
-                return header
+                _name_syntax(header)
+                return HeaderRead(header, None if deflated or keywords else stream.tell())
         except Exception as error:
             if marked:
                 raise error
@@ -124,14 +140,31 @@ def read_dataset(file: StoredFile) -> tuple[bytes, pydicom.FileDataset]:
         if _DEFLATED in content[:1024]:
             _refuse_deflate_bomb(content)
         dataset = pydicom.dcmread(io.BytesIO(content), force=True)
-    # The dataset would keep the whole file alive.
-    dataset.buffer = None
-    if "TransferSyntaxUID" not in dataset.file_meta:
-        dataset.file_meta.TransferSyntaxUID = _guessed_syntax(dataset)
+        # The dataset would keep the whole file alive.
+        dataset.buffer = None
+        _name_syntax(dataset)
     return content, dataset
 
 
-def said(header: pydicom.Dataset, keyword: str) -> Any:
+def add_pixels(file: StoredFile, header: pydicom.FileDataset, pixels_at: int) -> bytes:
+    """Add to a header what stands behind it in its file, and return the file's bytes: the header is not parsed again.
+
+    Raises
+    ------
+    InputError
+        If the file cannot be read.
+    """
+    with naming(file):
+        with file.open() as stream:
+            content = stream.read()
+        implicit, little = header.original_encoding
+        rest = io.BytesIO(content)
+        rest.seek(pixels_at)
+        header.update(pydicom.filereader.read_dataset(rest, bool(implicit), bool(little)))
+    return content
+
+
+def said(header: Header, keyword: str) -> Any:
     """Return the value of an element, or None where it is absent, empty, or cannot be parsed."""
     try:
         value = header.get(keyword)
@@ -140,11 +173,12 @@ def said(header: pydicom.Dataset, keyword: str) -> Any:
     return None if value is None or np.size(value) == 0 or value == "" else value
 
 
-def _guessed_syntax(dataset: pydicom.FileDataset) -> pydicom.uid.UID:
-    implicit, little = dataset.original_encoding
-    if implicit:
-        return pydicom.uid.ImplicitVRLittleEndian
-    return pydicom.uid.ExplicitVRLittleEndian if little else pydicom.uid.ExplicitVRBigEndian
+def _name_syntax(dataset: pydicom.FileDataset) -> None:
+    """Write down how a file is encoded where it does not say so itself."""
+    if "TransferSyntaxUID" not in dataset.file_meta:
+        implicit, little = dataset.original_encoding
+        explicit = pydicom.uid.ExplicitVRLittleEndian if little else pydicom.uid.ExplicitVRBigEndian
+        dataset.file_meta.TransferSyntaxUID = pydicom.uid.ImplicitVRLittleEndian if implicit else explicit
 
 
 def _walk(folder: Path) -> Iterator[Path]:

@@ -9,16 +9,17 @@ from __future__ import annotations
 
 import numpy as np
 from jaxtyping import Float
-from pydicom import Dataset
 
 from medcam.formats.dicom_files import said
-from medcam.formats.dicom_geometry import Placement, numbers, ras_affine
+from medcam.formats.dicom_geometry import Placement
+from medcam.formats.dicom_plane import frame_of_reference, numbers, ras_affine, size
+from medcam.formats.dicom_view import Header
 from medcam.geometry import Grid
 
 _LPS_DIRECTIONS = {"L": (1, 0, 0), "R": (-1, 0, 0), "P": (0, 1, 0), "A": (0, -1, 0), "H": (0, 0, 1), "F": (0, 0, -1)}
 
 
-def place_film(header: Dataset) -> Placement:
+def place_film(header: Header) -> Placement:
     """Place an image that does not say where it lies.
 
     The centre of its first pixel is the origin, and it is 1 mm thick. Nothing is turned or mirrored. Where the file
@@ -32,15 +33,24 @@ def place_film(header: Dataset) -> Placement:
     spacing, spaced, spacing_notes = _spacing(header)
     directions, oriented, orientation_notes = _directions(header)
     affine = ras_affine(directions, spacing, np.cross(directions[0], directions[1]), np.zeros(3))
-    frame_of_reference = said(header, "FrameOfReferenceUID")
-    grid = Grid(
-        (int(header.Columns), int(header.Rows), 1), affine, str(frame_of_reference) if frame_of_reference else None
-    )
-    notes = (*spacing_notes, *orientation_notes)
+    grid = Grid((*size(header), 1), affine, frame_of_reference(header))
+    view = view_of(header)
+    notes = (*spacing_notes, *orientation_notes, *((view,) if view else ()))
     return Placement(grid, (0,), oriented=oriented, placed=False, spaced=spaced, notes=notes)
 
 
-def _spacing(header: Dataset) -> tuple[Float[np.ndarray, " 2"], bool, tuple[str, ...]]:
+def view_of(header: Header) -> str:
+    """Return which view of the body a film shows, in the file's codes: 'view PA, laterality L'; '' where it does not say."""
+    said_of = {
+        "view": said(header, "ViewPosition"),
+        "laterality": said(header, "ImageLaterality") or said(header, "Laterality"),
+    }
+    # A code has at most 16 characters; what is longer is damaged and may hold anything.
+    codes = {what: str(code).strip() for what, code in said_of.items() if code is not None}
+    return ", ".join(f"{what} {code}" for what, code in codes.items() if 0 < len(code) <= 16 and code.isprintable())
+
+
+def _spacing(header: Header) -> tuple[Float[np.ndarray, " 2"], bool, tuple[str, ...]]:
     """Return (between rows, between columns), whether they are millimetres, and what to know about them."""
     at_detector = "at the detector: lengths in the patient are shorter"
     calibrated, detector, scanned = (
@@ -62,12 +72,12 @@ def _spacing(header: Dataset) -> tuple[Float[np.ndarray, " 2"], bool, tuple[str,
     return aspect, False, ("the file does not say how large a pixel is: lengths are in pixels",)
 
 
-def _positive(header: Dataset, keyword: str) -> Float[np.ndarray, " 2"] | None:
+def _positive(header: Header, keyword: str) -> Float[np.ndarray, " 2"] | None:
     found = numbers(header, keyword, 2)
     return found if found is not None and found.min() > 0 else None
 
 
-def _directions(header: Dataset) -> tuple[Float[np.ndarray, "2 3"], bool, tuple[str, ...]]:
+def _directions(header: Header) -> tuple[Float[np.ndarray, "2 3"], bool, tuple[str, ...]]:
     """Return where rows and columns run (LPS), whether the file says so, and what to know about it."""
     value = said(header, "PatientOrientation") or ()
     # 'LF' is mainly to the left and a little to the feet.

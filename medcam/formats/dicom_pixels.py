@@ -10,11 +10,12 @@ DICOM PS3.3 C.7.6.3 (Image Pixel), C.11.1 (Modality LUT), C.11.2 (VOI LUT); PS3.
 from __future__ import annotations
 
 import copy
+from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Float32, Num
 from pydicom import Dataset, FileDataset
-from pydicom.encaps import get_frame
+from pydicom.encaps import encapsulate, generate_frames, get_frame
 from pydicom.pixels.decoders.base import get_decoder
 from pydicom.pixels.processing import apply_modality_lut
 from pydicom.pixels.utils import pixel_array
@@ -23,8 +24,11 @@ from pydicom.uid import UID
 from medcam.errors import InputError
 from medcam.formats.dicom_codestream import declared
 from medcam.formats.dicom_files import said
+from medcam.formats.dicom_view import Header
 
 PIXEL_KEYWORDS = ("PixelData", "FloatPixelData", "DoubleFloatPixelData")
+# What says how pixels are stored: (0028,0002) to (0028,0006), (0028,0010), (0028,0011), (0028,0100) to (0028,0103).
+_PIXEL_MODULE = (0x280002, 0x280004, 0x280006, 0x280010, 0x280011, 0x280100, 0x280101, 0x280102, 0x280103)
 # The decoders of each kind of compression, by how its transfer syntax starts: pydicom's names for them, in the order in
 # which they are tried, and the wheels to install. pydicom would try whatever is there, but on a damaged stream
 # pylibjpeg-rle panics past any handler and pylibjpeg-libjpeg (GPL) hangs; it alone knows 12 bits of JPEG Extended.
@@ -39,11 +43,46 @@ _DECODERS = (
 )
 
 
-def real_world(dataset: FileDataset) -> Float32[np.ndarray, "j i"]:
-    """Return the real-world values of a single-frame greyscale image, rows first.
+class Pixels(NamedTuple):
+    """The pixels of an instance, not yet decoded: the dataset that holds them, and its frames where it has several."""
+
+    dataset: FileDataset
+    frames: tuple[bytes, ...] = ()
+
+
+def open_pixels(dataset: FileDataset) -> Pixels:
+    """Return an instance's pixels, ready to decode any frame.
+
+    Raises
+    ------
+    InputError
+        If there are none, or fewer frames than the header says.
+    """
+    count = int(said(dataset, "NumberOfFrames") or 1)
+    _refuse_missing(dataset)
+    if count == 1 or not UID(str(dataset.file_meta.TransferSyntaxUID)).is_encapsulated:
+        return Pixels(dataset)
+    try:
+        frames = tuple(generate_frames(dataset.PixelData, number_of_frames=count))
+    except ValueError as error:
+        raise InputError("is damaged: its compressed frames cannot be told apart; fetch it again") from error
+    if len(frames) < count:
+        raise InputError(f"holds {len(frames)} of its {count} frames; it may have been cut short: fetch it again")
+    return Pixels(dataset, frames)
+
+
+def real_world(pixels: Pixels, header: Header, frame: int = 0) -> Float32[np.ndarray, "j i"]:
+    """Return the real-world values of a greyscale picture, rows first.
 
     MONOCHROME1 is turned over within the range of the stored values, so that larger is brighter, once: a
     PresentationLUTShape of INVERSE says the same thing in other words.
+
+    Parameters
+    ----------
+    header
+        What is said of the picture.
+    frame
+        Which frame it is, from 0.
 
     Raises
     ------
@@ -52,35 +91,46 @@ def real_world(dataset: FileDataset) -> Float32[np.ndarray, "j i"]:
     Exception
         Whatever pydicom raises for a header that is damaged.
     """
-    stored = _stored(dataset)
-    if stored.shape != (dataset.Rows, dataset.Columns):
+    stored = _stored(pixels, frame)
+    rows, columns = int(pixels.dataset.Rows), int(pixels.dataset.Columns)
+    if stored.shape != (rows, columns):
         raise InputError(
-            f"is damaged: its pixels have shape {stored.shape}, its header says {dataset.Rows} rows and "
-            f"{dataset.Columns} columns; fetch it again"
+            f"is damaged: its pixels have shape {stored.shape}, its header says {rows} rows and {columns} columns; "
+            "fetch it again"
         )
-    if "ModalityLUTSequence" in dataset:
-        values = _by_table(stored, dataset)
-    else:
-        slope, intercept = rescale(dataset)
-        values = stored * slope + intercept
-    return np.asarray(mirror(dataset) - values if is_inverted(dataset) else values, np.float32)
+    inverted = is_inverted(header)
+    if table := header.get("ModalityLUTSequence"):
+        values = _by_table(stored, table[0], pixels.dataset)
+        return np.asarray(mirror(header) - values if inverted else values, np.float32)
+    slope, intercept = rescale(header)
+    if slope == 1 and not inverted and stored.dtype.itemsize <= 2 and intercept.is_integer() and abs(intercept) < 2**23:
+        # Exact in float32, and several times faster than by way of float64.
+        return np.asarray(np.add(stored, np.float32(intercept), dtype=np.float32))
+    values = stored * slope + intercept
+    return np.asarray(mirror(header) - values if inverted else values, np.float32)
 
 
-def is_inverted(dataset: Dataset) -> bool:
+def is_grey(header: Header) -> bool:
+    """Tell whether an image has one grey value a pixel."""
+    samples = said(header, "SamplesPerPixel")
+    return said(header, "PhotometricInterpretation") in ("MONOCHROME1", "MONOCHROME2") and samples in (None, 1)
+
+
+def is_inverted(header: Header) -> bool:
     """Tell whether small stored values are meant to be shown bright."""
-    return str(dataset.get("PhotometricInterpretation")) == "MONOCHROME1"
+    return str(header.get("PhotometricInterpretation")) == "MONOCHROME1"
 
 
-def mirror(dataset: Dataset) -> float:
+def mirror(header: Header) -> float:
     """Return the sum of a real-world value and the one that takes its place when brightness is turned over."""
-    if "ModalityLUTSequence" in dataset:
-        return float(2 ** int(dataset.ModalityLUTSequence[0].LUTDescriptor[2]) - 1)
-    slope, intercept = rescale(dataset)
-    lowest_plus_highest = -1 if dataset.PixelRepresentation else 2 ** int(dataset.BitsStored) - 1
+    if table := header.get("ModalityLUTSequence"):
+        return float(2 ** int(table[0].LUTDescriptor[2]) - 1)
+    slope, intercept = rescale(header)
+    lowest_plus_highest = -1 if header.get("PixelRepresentation") else 2 ** int(header.get("BitsStored")) - 1
     return slope * lowest_plus_highest + 2 * intercept
 
 
-def rescale(dataset: Dataset) -> tuple[float, float]:
+def rescale(header: Header) -> tuple[float, float]:
     """Return (slope, intercept), 1 and 0 where the file does not say.
 
     Raises
@@ -88,7 +138,7 @@ def rescale(dataset: Dataset) -> tuple[float, float]:
     InputError
         If they are not finite or the slope is zero.
     """
-    slope, intercept = (dataset.get(keyword) for keyword in ("RescaleSlope", "RescaleIntercept"))
+    slope, intercept = (header.get(keyword) for keyword in ("RescaleSlope", "RescaleIntercept"))
     # An empty element is None.
     pair = (1.0 if slope is None else float(slope), 0.0 if intercept is None else float(intercept))
     if not np.isfinite(pair).all() or pair[0] == 0:
@@ -96,29 +146,29 @@ def rescale(dataset: Dataset) -> tuple[float, float]:
     return pair
 
 
-def display_window(dataset: Dataset) -> tuple[float, float] | None:
+def display_window(header: Header) -> tuple[float, float] | None:
     """Return the first (centre, width) that the file asks for, as `real_world` values, or None if none makes sense."""
-    said_centre, said_width = said(dataset, "WindowCenter"), said(dataset, "WindowWidth")
+    said_centre, said_width = said(header, "WindowCenter"), said(header, "WindowWidth")
     if said_centre is None or said_width is None:
         return None
     centre, width = float(np.ravel(said_centre)[0]), float(np.ravel(said_width)[0])
     if not np.isfinite((centre, width)).all() or width <= 0:
         return None
-    return (mirror(dataset) - centre if is_inverted(dataset) else centre), width
+    return (mirror(header) - centre if is_inverted(header) else centre), width
 
 
-def unit(dataset: Dataset) -> str:
+def unit(header: Header) -> str:
     """Return the unit of the real-world values: 'HU' for CT, else what the file says, or 'a.u.'."""
-    named = str(said(dataset, "RescaleType") or said(dataset, "Units") or "").strip()
+    named = str(said(header, "RescaleType") or said(header, "Units") or "").strip()
     # 'US' is DICOM's word for unspecified.
     if named and named != "US":
         return named
-    return "HU" if said(dataset, "Modality") == "CT" else "a.u."
+    return "HU" if said(header, "Modality") == "CT" else "a.u."
 
 
-def _by_table(stored: Num[np.ndarray, "j i"], dataset: FileDataset) -> Num[np.ndarray, "j i"]:
+def _by_table(stored: Num[np.ndarray, "j i"], item: Dataset, dataset: FileDataset) -> Num[np.ndarray, "j i"]:
     # pydicom refuses entries of other than 8 or 16 bits, which do occur and are stored in 16 all the same.
-    table = copy.deepcopy(dataset.ModalityLUTSequence[0])
+    table = copy.deepcopy(item)
     table.LUTDescriptor = [*table.LUTDescriptor[:2], 16]
     holder = Dataset()
     holder.ModalityLUTSequence = [table]
@@ -126,7 +176,7 @@ def _by_table(stored: Num[np.ndarray, "j i"], dataset: FileDataset) -> Num[np.nd
     return np.asarray(apply_modality_lut(stored, holder), np.float64)
 
 
-def _stored(dataset: FileDataset) -> Num[np.ndarray, "j i"]:
+def _refuse_missing(dataset: FileDataset) -> None:
     syntax = UID(str(dataset.file_meta.TransferSyntaxUID))
     if not syntax.is_transfer_syntax:
         raise InputError("names a transfer syntax that DICOM does not have; export it again")
@@ -140,12 +190,20 @@ def _stored(dataset: FileDataset) -> Num[np.ndarray, "j i"]:
         )
     if not syntax.is_encapsulated and dataset["PixelData"].is_undefined_length:
         raise InputError("is compressed and does not say how: its file header is missing; export it again")
-    failures = []
+
+
+def _stored(pixels: Pixels, frame: int) -> Num[np.ndarray, "j i"]:
+    dataset: Dataset = pixels.dataset
+    syntax = UID(str(pixels.dataset.file_meta.TransferSyntaxUID))
+    if pixels.frames:
+        dataset = _alone(dataset, pixels.frames[frame])
     if syntax.is_encapsulated:
         _refuse_other_sizes(dataset)
+    index = frame if not syntax.is_encapsulated and int(said(dataset, "NumberOfFrames") or 1) > 1 else None
+    failures = []
     for plugin in _decoders(syntax) if syntax.is_encapsulated else ("",):
         try:
-            return np.asarray(pixel_array(dataset, raw=True, decoding_plugin=plugin))
+            return np.asarray(pixel_array(dataset, raw=True, index=index, decoding_plugin=plugin))
         except Exception as error:  # noqa: BLE001 (a damaged stream makes the decoders raise nearly anything)
             failures.append(error)
     raise InputError(
@@ -154,7 +212,19 @@ def _stored(dataset: FileDataset) -> Num[np.ndarray, "j i"]:
     ) from failures[0]
 
 
-def _refuse_other_sizes(dataset: FileDataset) -> None:
+def _alone(dataset: Dataset, frame: bytes) -> Dataset:
+    """Return a compressed frame as a single-frame image."""
+    alone = Dataset()
+    for tag in _PIXEL_MODULE:
+        if tag in dataset:
+            alone.add(dataset[tag])
+    alone.file_meta = dataset.file_meta
+    alone.PixelData = encapsulate([frame])
+    alone["PixelData"].is_undefined_length = True
+    return alone
+
+
+def _refuse_other_sizes(dataset: Dataset) -> None:
     try:
         found = declared(get_frame(dataset.PixelData, 0, number_of_frames=1))
     except ValueError as error:

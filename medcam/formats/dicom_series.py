@@ -8,15 +8,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
-from pydicom import Dataset, FileDataset
-from pydicom.uid import UID
+from pydicom import Dataset
 
 from medcam.errors import InputError, UsageError
-from medcam.formats import dicom_geometry
+from medcam.formats import dicom_fourth, dicom_plane
 from medcam.formats.dicom_files import StoredFile, read_header, said
+from medcam.formats.dicom_pictures import Instance, frame_count, kind_of
 
 _KEYWORDS = (
-    *dicom_geometry.KEYWORDS,
+    *dicom_plane.KEYWORDS,
+    *dicom_fourth.KEYWORDS,
     "SOPClassUID",
     "SOPInstanceUID",
     "SeriesInstanceUID",
@@ -27,9 +28,10 @@ _KEYWORDS = (
     "SamplesPerPixel",
     "PhotometricInterpretation",
 )
-# Objects that hold a grid of numbers and are no images, and images of many frames, by words in the name of their class.
+# Objects that hold a grid of numbers and are no images, by words in the name of their class.
 _NOT_IMAGES = ("Segmentation", "Parametric Map", "RT Dose", "Presentation State")
-_MANY_FRAMES = ("Enhanced", "Multi-frame", "3D", "Tomosynthesis")
+# Up to this many files, headers are kept whole, so that none is parsed twice; of more, only what tells series apart.
+_HELD_FILES = 2000
 
 
 @dataclass(frozen=True)
@@ -41,9 +43,11 @@ class Series:
     uid, number, modality, description
         SeriesInstanceUID, SeriesNumber, Modality and SeriesDescription; '' or None where the file does not say.
     shape
-        Columns, rows, and how many images there are.
+        Columns, rows, and how many pictures there are: of many frames in one file, each counts.
     paths
         The files, in the order in which they were found. Members of a zip are written archive/member.
+    volumes
+        What there is to choose from by number (from 0), in words; empty where the images cannot be placed.
     """
 
     uid: str
@@ -52,26 +56,20 @@ class Series:
     description: str
     shape: tuple[int, int, int]
     paths: tuple[Path, ...] = field(repr=False)
-
-
-class Image(NamedTuple):
-    """A file and what its header says about series and place."""
-
-    file: StoredFile
-    header: FileDataset
+    volumes: tuple[str, ...] = ()
 
 
 class Found(NamedTuple):
-    """A series with its images, whether they are localizers, and what the user should know about how it was found."""
+    """A series with its instances, whether they are localizers, and what the user should know about how it was found."""
 
     series: Series
-    images: tuple[Image, ...]
+    instances: tuple[Instance, ...]
     localizers: bool
     notes: tuple[str, ...]
 
 
 def scan(files: Sequence[StoredFile], place: str) -> list[Found]:
-    """Return every series of images, sorted by number; the localizers of a series are one of their own.
+    """Return every series of images, sorted by number; series of nothing but localizers are told.
 
     Parameters
     ----------
@@ -83,28 +81,45 @@ def scan(files: Sequence[StoredFile], place: str) -> list[Found]:
     InputError
         If there is no DICOM image among the files, or a DICOM file cannot be parsed.
     """
-    images: dict[tuple[str, bool], list[Image]] = defaultdict(list)
+    instances: dict[str, list[Instance]] = defaultdict(list)
     others: Counter[str] = Counter()
     misnamed = 0
+    keywords = () if len(files) <= _HELD_FILES else _KEYWORDS
     for file in files:
-        header = read_header(file, _KEYWORDS)
-        if header is None:
+        read = read_header(file, keywords)
+        if read is None:
             # '._name' is what a Mac puts beside each file that it zips.
             misnamed += file.path.suffix.lower() == ".dcm" and not file.path.name.startswith("._")
-        elif _is_image(header, file.path.name):
-            uid, is_localizer = _text(header, "SeriesInstanceUID"), "LOCALIZER" in _image_type(header)
-            images[uid, is_localizer].append(Image(file, header))
+        elif _is_image(read.dataset, file.path.name):
+            instances[_text(read.dataset, "SeriesInstanceUID")].append(
+                Instance(file, read.dataset, read.pixels_at, not keywords)
+            )
         else:
-            others[_text(header, "Modality") or _kind(header)] += 1
-    if not images:
+            others[_text(read.dataset, "Modality") or kind_of(read.dataset)] += 1
+    if not instances:
         only = f", only {', '.join(f'{count} {kind}' for kind, count in sorted(others.items()))}" if others else ""
         raise InputError(f"{place} holds no DICOM image{only}; give a DICOM image, or a folder or zip that holds some")
     notes = (f"files that end in .dcm and are not DICOM were left out: {misnamed}",) if misnamed else ()
-    found = []
-    for (uid, is_localizer), members in images.items():
-        left_out = ("localizer images of the series were left out",) if (uid, not is_localizer) in images else ()
-        found.append(_found(uid, members, is_localizer, notes if is_localizer else (*notes, *left_out)))
+    found = [_found(uid, members, notes) for uid, members in instances.items()]
     return sorted(found, key=lambda one: (one.series.number is None, one.series.number or 0, one.series.uid))
+
+
+def whole(instances: Sequence[Instance]) -> tuple[Instance, ...]:
+    """Return the same instances with all of their headers, which of many files are not kept.
+
+    Raises
+    ------
+    InputError
+        If a file is no longer there, or no longer what it was.
+    """
+    return tuple(each if each.whole else _read_whole(each) for each in instances)
+
+
+def _read_whole(instance: Instance) -> Instance:
+    read = read_header(instance.file)
+    if read is None:
+        raise InputError(f"{instance.file.path.name} has changed while it was read; try again")
+    return Instance(instance.file, read.dataset, read.pixels_at)
 
 
 def main(found: Sequence[Found]) -> list[Found]:
@@ -144,46 +159,35 @@ def choose(found: Sequence[Found], selector: str | None, place: str) -> Found:
     raise UsageError(f"--series {wanted} names none of the series in {place}, which are\n{_listing(offered)}")
 
 
-def refuse_unread_kind(image: Image) -> None:
-    """Refuse what is not one greyscale picture a file.
-
-    Raises
-    ------
-    InputError
-        If the image has several frames, is a mosaic, or is coloured.
-    """
-    header, file_name = image.header, image.file.path.name
-    convert = "convert it to NIfTI first (dcm2niix does) and give that"
-    frames = _integer(header, "NumberOfFrames") or 1
-    if frames > 1 or any(word in _kind(header) for word in _MANY_FRAMES):
-        raise InputError(
-            f"{file_name} is a multi-frame image ({_kind(header)}, {frames} frames); medcam reads one frame a file: "
-            f"{convert}"
-        )
-    if "MOSAIC" in _image_type(header):
-        raise InputError(f"{file_name} is a mosaic (all slices of a volume in one picture); {convert}")
-    photometric = _text(header, "PhotometricInterpretation")
-    if photometric not in ("MONOCHROME1", "MONOCHROME2") or (_integer(header, "SamplesPerPixel") or 1) != 1:
-        raise InputError(
-            f"{file_name} is a colour image (PhotometricInterpretation {photometric}); medcam reads greyscale images "
-            "(MONOCHROME1 or MONOCHROME2): give the original images of the study"
-        )
-
-
-def _found(uid: str, images: Sequence[Image], is_localizer: bool, notes: tuple[str, ...]) -> Found:
-    # The same instance may be stored twice; an image without a UID is always its own.
-    unique = {str(said(image.header, "SOPInstanceUID") or image.file.path): image for image in reversed(images)}
-    kept = tuple(reversed(unique.values()))
+def _found(uid: str, instances: Sequence[Instance], notes: tuple[str, ...]) -> Found:
+    kept = _without_repeats(instances)
+    if len(kept) < len(instances):
+        notes = (*notes, f"files that repeat an image of the series were left out: {len(instances) - len(kept)}")
     header = kept[0].header
     series = Series(
         uid=uid,
         number=_integer(header, "SeriesNumber"),
         modality=_text(header, "Modality"),
         description=_text(header, "SeriesDescription"),
-        shape=(int(header.Columns), int(header.Rows), len(kept)),
-        paths=tuple(image.file.path for image in kept),
+        shape=(int(header.Columns), int(header.Rows), sum(frame_count(each.header) for each in kept)),
+        paths=tuple(each.file.path for each in kept),
     )
-    return Found(series, kept, is_localizer, notes)
+    return Found(series, kept, all("LOCALIZER" in _image_type(each.header) for each in kept), notes)
+
+
+def _without_repeats(instances: Sequence[Instance]) -> tuple[Instance, ...]:
+    """Leave out what is stored twice. An image without a UID is always its own, and so is one whose header says otherwise:
+    there are programs that give all images of a series one UID.
+    """
+    kept: dict[tuple[str, ...], Instance] = {}
+    uids = Counter(str(said(each.header, "SOPInstanceUID")) for each in instances)
+    for number, each in enumerate(instances):
+        uid = str(said(each.header, "SOPInstanceUID") or "")
+        if uids[uid] == 1 or not uid:
+            kept[uid, str(number)] = each
+        else:
+            kept.setdefault((uid, *(str(said(each.header, keyword)) for keyword in _KEYWORDS)), each)
+    return tuple(kept.values())
 
 
 def _listing(found: Sequence[Found]) -> str:
@@ -200,7 +204,7 @@ def _listing(found: Sequence[Found]) -> str:
 
 
 def _is_image(header: Dataset, file_name: str) -> bool:
-    kind = _kind(header)
+    kind = kind_of(header)
     if any(word in kind for word in _NOT_IMAGES):
         return False
     sized = bool(_integer(header, "Rows") and _integer(header, "Columns"))
@@ -210,12 +214,6 @@ def _is_image(header: Dataset, file_name: str) -> bool:
     if not sized and ("Image Storage" in kind or cut):
         raise InputError(f"{file_name} ({kind}) has no Rows or Columns; it may have been cut short: fetch it again")
     return sized
-
-
-def _kind(header: Dataset) -> str:
-    uid = said(header, "SOPClassUID") or said(header.file_meta, "MediaStorageSOPClassUID")
-    known = UID(str(uid))
-    return known.name if known.name != known else "object of no public class"
 
 
 def _text(header: Dataset, keyword: str) -> str:

@@ -254,12 +254,18 @@ def test_a_film_without_orientation_is_placed_as_a_frontal_film_and_says_so(
     assert "sides unknown" in volume.source.notes[0]
 
 
-def test_two_films_in_one_series_are_no_volume(tmp_path: Path) -> None:
-    for n in (1, 2):
-        write_film(tmp_path, film_pixels(), name=f"{n}", tags={"SOPInstanceUID": f"1.2.{n}"})
-    with pytest.raises(GeometryError, match="2 images that do not say where they lie"):
+def test_two_films_in_one_series_are_chosen_by_their_view(tmp_path: Path) -> None:
+    films = [stored_values((9, 6, 1), seed=n)[:, :, 0] for n in (1, 2)]
+    for n, (pixels, view) in enumerate(zip(films, ("PA", "LL"), strict=True), 1):
+        tags = {"SOPInstanceUID": f"1.2.{n}", "InstanceNumber": n, "ViewPosition": view, "ImageLaterality": "U"}
+        write_film(tmp_path, pixels, name=f"{n}", tags=tags)
+    with pytest.raises(GeometryError, match="holds 2 volumes") as caught:
         read_dicom(tmp_path)
-    assert read_dicom(tmp_path / "2").grid.shape == (9, 6, 1)
+    assert "  1: view LL, laterality U, the image with InstanceNumber 2, 1 slice of 9 x 6" in str(caught.value)
+    volume = read_dicom(tmp_path, volume=1)
+    np.testing.assert_array_equal(volume.voxels[:, :, 0], films[1])
+    assert "view LL, laterality U" in volume.source.notes
+    assert read_dicom(tmp_path / "1").source.notes[-1] == "view PA, laterality U"
 
 
 @pytest.mark.parametrize("modality", ["CT", "MR", "PT"])

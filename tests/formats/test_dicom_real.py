@@ -34,7 +34,9 @@ def unpacked(name: str, folder: Path) -> list[Path]:
 
 def test_a_real_series_with_a_missing_slice_is_refused_and_then_filled(tmp_path: Path) -> None:
     path = shared("dicom_mr_series/ax_fse_t2_missing_slice.zip")
-    with pytest.raises(GeometryError, match=r"slices 10 and 11 \(InstanceNumber 34 and 36,.*5.000 mm .* 2.500 mm"):
+    with pytest.raises(
+        GeometryError, match=r"slices 10 and 11 \(.*InstanceNumber 34 and.*Number 36,.*5.000 mm .* 2.500"
+    ):
         read_dicom(path)
     volume = read_dicom(path, allow_gaps=True)
     assert volume.grid.shape == (384, 512, 21)
@@ -128,7 +130,7 @@ def test_a_real_tilted_gantry_lies_where_dcm2niix_puts_it(tmp_path: Path) -> Non
 
 def test_a_gap_in_a_tilted_series_is_filled_along_the_tilt() -> None:
     path = shared("dicom_hard/failing/sliceincrement/002")
-    with pytest.raises(GeometryError, match="InstanceNumber 3 and 5"):
+    with pytest.raises(GeometryError, match=r"InstanceNumber 3 and .* 5,"):
         read_dicom(path)
     volume = read_dicom(path, allow_gaps=True)
     x, y, z = volume.source.header(4).ImagePositionPatient
@@ -145,11 +147,10 @@ def test_two_slices_lie_where_dicom2nifti_says() -> None:
 @pytest.mark.parametrize(
     ("name", "kind", "words"),
     [
-        ("failing/notavolume/001", GeometryError, r"4 images at each position \(4D.*AcquisitionNumber"),
+        ("failing/notavolume/001", GeometryError, r"(?s)holds 4 volumes.*  3: acquisition 15, 1 slice of 512 x 512"),
         ("failing/sliceincrement/001", GeometryError, "lie 10.000 mm apart, the others 5.000 mm: one slice is missing"),
-        ("failing/sliceorientation/001", GeometryError, "2 orientations"),
-        ("enhanced_philips", InputError, r"multi-frame image \(Enhanced MR Image Storage, 8 frames\)"),
-        ("enhanced_siemens", InputError, r"multi-frame image \(Enhanced MR Image Storage, 6 frames\)"),
+        ("failing/sliceorientation/001", GeometryError, r"(?s)holds 2 volumes.*with normal.*with normal"),
+        ("enhanced_siemens", GeometryError, r"(?s)holds 4 volumes.*  3: time 4, 6 slices of 64 x 64"),
         ("failing", InputError, "holds 6 series"),
     ],
 )
@@ -195,7 +196,6 @@ def test_one_image_in_every_transfer_syntax_is_one_volume() -> None:
         ("rtdose_1frame.dcm", "no DICOM image, only 1 RTDOSE"),
         ("reportsi.dcm", "no DICOM image, only 1 SR"),
         ("rtstruct.dcm", "no DICOM image, only 1 RTSTRUCT"),
-        ("DICOMDIR", "no DICOM image, only 1 Media Storage Directory Storage"),
         ("SC_rgb_rle.dcm", "colour image"),
         ("examples_palette.dcm", "colour image"),
         ("README.txt", "no DICOM image"),

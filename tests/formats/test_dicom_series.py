@@ -104,7 +104,7 @@ def test_localizers_and_segmentations_stand_aside(tmp_path: Path) -> None:
     write_segmentation(tmp_path)
     volume = read_dicom(tmp_path)
     assert volume.grid.shape == (7, 5, 4)
-    assert volume.source.notes == ("localizer images of the series were left out",)
+    assert volume.source.notes == ("left out of the volume: localizer",)
     assert len(find_series(tmp_path)) == 1
     (tmp_path / "alone").mkdir()
     shutil.copy(tmp_path / "same", tmp_path / "alone")
@@ -249,8 +249,7 @@ def test_links_in_a_circle_do_not_trap_the_search(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("tags", "words"),
     [
-        ({"NumberOfFrames": 3}, "multi-frame image (MR Image Storage, 3 frames)"),
-        ({"SOPClassUID": "1.2.840.10008.5.1.4.1.1.4.1"}, "multi-frame image (Enhanced MR Image Storage"),
+        ({"NumberOfFrames": 3}, "3 frames (MR Image Storage) and does not say where each lies"),
         ({"ImageType": ["ORIGINAL", "PRIMARY", "M", "MOSAIC"]}, "mosaic"),
         ({"PhotometricInterpretation": "RGB", "SamplesPerPixel": 3}, "colour image (PhotometricInterpretation RGB)"),
         ({"PhotometricInterpretation": "YBR_FULL_422"}, "colour image"),
@@ -262,7 +261,6 @@ def test_kinds_that_are_not_read_are_refused_by_name(tmp_path: Path, tags: dict[
     message = refusal(tmp_path)
     assert words in message
     assert "000.dcm" in message
-    assert "give" in message
     assert len(find_series(tmp_path)) == 1
 
 

@@ -1,0 +1,123 @@
+"""Pixels of the pictures that were chosen -> voxels: each file is opened once, and files or frames are decoded side by side."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, NamedTuple
+
+import numpy as np
+from jaxtyping import Float32
+
+from medcam.formats import dicom_pixels
+from medcam.formats.dicom_files import add_pixels, naming, read_dataset
+from medcam.formats.dicom_pictures import Instance, Picture
+from medcam.formats.dicom_pixels import Pixels
+
+# Applies a function to each of many things.
+Mapper = Callable[[Callable[..., Any], Iterable[Any]], Iterable[Any]]
+
+
+class _Wanted(NamedTuple):
+    """A picture and the slice that it is to become."""
+
+    k: int
+    picture: Picture
+
+
+def read_voxels(
+    pictures: Sequence[Picture | None], size: tuple[int, int]
+) -> tuple[Float32[np.ndarray, "k j i"], dict[int, bytes]]:
+    """Return the slices, and the SHA-256 of each instance's file by `id(instance)`.
+
+    Parameters
+    ----------
+    pictures
+        What slice k is; None where one is missing: such slices are blended of their nearest neighbours.
+    size
+        (columns, rows).
+
+    Raises
+    ------
+    InputError
+        If a file cannot be read or decoded.
+    """
+    columns, rows = size
+    voxels = np.empty((len(pictures), rows, columns), np.float32)
+    wanted: dict[int, list[_Wanted]] = defaultdict(list)
+    for k, picture in enumerate(pictures):
+        if picture is not None:
+            wanted[id(picture.instance)].append(_Wanted(k, picture))
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        # A pool that waits for itself would stand still: either files go side by side, or the frames of the only one.
+        files, frames = (pool.map, map) if len(wanted) > 1 else (map, pool.map)
+        digests = files(lambda of_one: _read_instance(of_one, voxels, frames), wanted.values())
+        by_instance = dict(zip(wanted, digests, strict=True))
+    _fill_gaps(voxels, [k for k, picture in enumerate(pictures) if picture is not None])
+    return voxels, by_instance
+
+
+def digest_of(picture: Picture) -> bytes:
+    """Return a digest of a picture's values: equal for the same pixels in other files.
+
+    Raises
+    ------
+    InputError
+        If its file cannot be read or decoded.
+    """
+    _, dataset = read_dataset(picture.instance.file)
+    with naming(picture.instance.file):
+        values = dicom_pixels.real_world(dicom_pixels.open_pixels(dataset), picture.header, picture.frame)
+        return hashlib.sha256(_cut(values, picture).tobytes()).digest()
+
+
+def _read_instance(wanted: Sequence[_Wanted], voxels: Float32[np.ndarray, "k j i"], mapped: Mapper) -> bytes:
+    """Decode the wanted pictures of one instance into their slices, and return its file's digest."""
+    instance = wanted[0].picture.instance
+    digest, pixels = _open(instance)
+    frames: dict[int, list[_Wanted]] = defaultdict(list)
+    for each in wanted:
+        frames[each.picture.frame].append(each)
+
+    def decode(of_frame: Sequence[_Wanted]) -> None:
+        first = of_frame[0].picture
+        with naming(instance.file):
+            # All tiles of a mosaic are rescaled alike.
+            values = dicom_pixels.real_world(pixels, first.header, first.frame)
+            for each in of_frame:
+                voxels[each.k] = _cut(values, each.picture)
+
+    for _ in mapped(decode, frames.values()):
+        pass
+    for keyword in dicom_pixels.PIXEL_KEYWORDS:
+        if keyword in instance.header:
+            del instance.header[keyword]
+    return digest
+
+
+def _open(instance: Instance) -> tuple[bytes, Pixels]:
+    if instance.pixels_at is None:
+        content, dataset = read_dataset(instance.file)
+    else:
+        content, dataset = add_pixels(instance.file, instance.header, instance.pixels_at), instance.header
+    with naming(instance.file):
+        return hashlib.sha256(content).digest(), dicom_pixels.open_pixels(dataset)
+
+
+def _cut(values: Float32[np.ndarray, "j i"], picture: Picture) -> Float32[np.ndarray, "y x"]:
+    if picture.corner is None:
+        return values
+    column, row = picture.corner
+    return values[row : row + int(picture.header.get("Rows")), column : column + int(picture.header.get("Columns"))]
+
+
+def _fill_gaps(voxels: Float32[np.ndarray, "k j i"], present: Sequence[int]) -> None:
+    known = np.array(present)
+    for k in set(range(len(voxels))) - set(present):
+        after = int(np.searchsorted(known, k))
+        low, high = int(known[after - 1]), int(known[after])
+        share = np.float32((k - low) / (high - low))
+        voxels[k] = voxels[low] * (1 - share) + voxels[high] * share
