@@ -69,7 +69,7 @@ def test_a_lesion_between_the_centres_of_a_coarse_grid_counts_by_the_share_that_
     assert lesion_on(onto, made_volume(whole, GRID), at_least=0.125).sum() == 8
     whole[8:24, 8:24, 8:16] = 3
     assert lesion_on(onto, made_volume(whole, GRID), at_least=1.0).sum() == 4
-    for share in (0, 1.5, -0.1):
+    for share in (0.0, 1.5, -0.1):
         with pytest.raises(UsageError, match="share of a voxel"):
             lesion_on(onto, made_volume(whole, GRID), at_least=share)
 
