@@ -57,8 +57,8 @@ class Peak:
 def peaks(scene: Scene, radius_mm: float, limit: int) -> tuple[Peak, ...]:
     """Return the local maxima in falling order, none within a radius of a higher one, and those that tie with the last.
 
-    A local maximum has no higher voxel among its 26 neighbours; neighbours of equal relevance are one, and the voxel nearest to their middle
-    is its place. Of equal maxima within the radius the first in raster order stays.
+    A local maximum has no higher voxel among its 26 neighbours; neighbours of equal relevance are one, placed at the voxel nearest to
+    their middle. Of equal maxima within the radius the first in raster order stays.
     """
     box = around(scene.positive > 0)
     if box is None:
