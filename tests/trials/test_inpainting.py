@@ -123,8 +123,7 @@ def test_what_cannot_be_filled_is_said() -> None:
 def test_sixteen_thousand_voxels_are_filled_at_least_ten_times_faster_than_by_a_direct_solver() -> None:
     random = np.random.default_rng(0)
     volume = random.normal(size=(32, 32, 32))
-    removed = random.random(volume.shape) < 0.5
-    removed.flat[: 16400 - removed.sum()] = True
+    removed = (random.permutation(volume.size) < 16_400).reshape(volume.shape)
     images, masks = torch.tensor(volume, dtype=torch.float32)[None, None], torch.tensor(removed)[None]
     inpainted(images, masks)
     start = time.perf_counter()
@@ -135,5 +134,4 @@ def test_sixteen_thousand_voxels_are_filled_at_least_ten_times_faster_than_by_a_
     expected = spsolve(matrix, right)
     theirs = time.perf_counter() - start
     np.testing.assert_allclose(found[0, 0].numpy()[removed], expected, atol=2e-4)
-    print(f"{removed.sum()} voxels: {theirs:.2f} s directly, {ours:.4f} s here")
     assert theirs > 10 * ours
