@@ -233,7 +233,7 @@ def test_scattered_voxels_are_no_control_for_a_map_of_blobs() -> None:
 
 
 def test_road_is_a_loop_over_shares_of_filled_noisy_copies() -> None:
-    network, image, maps = convolutional(), torch.randn(2, 1, *SHAPE), torch.rand(2, *SHAPE)
+    network, image, maps = convolutional(), torch.randn(2, 1, *SHAPE) * 30 + 2, torch.rand(2, *SHAPE)
     with on_trial(network, image, target=1, seed=5) as study:
         found = road(study, maps, spacing_mm=(1.0, 1.0, 2.0), draws=1)
         noise = torch.randn((1, *SHAPE), generator=study.generator())
@@ -248,7 +248,7 @@ def test_road_is_a_loop_over_shares_of_filled_noisy_copies() -> None:
                 copy = inpainted(image[b : b + 1], removed, spacing_mm=(1.0, 1.0, 2.0))
                 copy = copy + removed * 0.01 * image[b].std(unbiased=False) * noise
                 with torch.no_grad():
-                    assert float(curve.scores[b, k]) == pytest.approx(float(network(copy)[0, 1]), abs=1e-4)
+                    assert float(curve.scores[b, k]) == pytest.approx(float(network(copy)[0, 1]), abs=1e-3)
                 assert float(curve.shares[b, k]) == pytest.approx(share, abs=1 / n)
     expected = (found.least_first.scores - found.most_first.scores).mean(1) / 2
     torch.testing.assert_close(found.combined, expected)
