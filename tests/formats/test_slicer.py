@@ -1,0 +1,332 @@
+"""Scenes for 3D Slicer, as its own library reads and shows them."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import zipfile
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
+
+import matplotlib
+import nrrd
+import numpy as np
+import pytest
+import SimpleITK
+from scipy.ndimage import binary_dilation, binary_erosion, map_coordinates
+
+from conftest import blob, oblique_grid
+from medcam.errors import OutputError
+from medcam.formats import write
+from medcam.formats.slicer import image_values
+from medcam.geometry import Grid
+from medcam.recipe import Recipe
+from medcam.render import display_range, planes_of, to_display
+from medcam.volume import Heatmap, Source, Volume
+
+RECIPE = Recipe("net", "ab" * 32, "grad-cam", "features", "lesion (class 0)")
+TARGET = 'lesion <b> & "50 %"; é (class 0)'
+THRESHOLD = 0.4
+SIDES = {"Red": "axial", "Yellow": "sagittal", "Green": "coronal"}
+SHEAR = np.array([[1, 0, 0.0, 0], [0, 1, 0.31, 0], [0, 0, 1, 0], [0, 0, 0, 1]])
+GRIDS = {
+    "oblique, anisotropic and left-handed": oblique_grid(),
+    "axial as stored by scanners": Grid((17, 19, 11), np.array([[-1.5, 0, 0, 20], [0, -1.2, 0, 30], [0, 0, 3, -9], [0, 0, 0, 1.0]])),
+    "sagittal": Grid((19, 17, 11), np.array([[0, 0, 2.0, -20], [-1, 0, 0, 30], [0, -1.3, 0, 40], [0, 0, 0, 1]])),
+    "coronal": Grid((19, 17, 11), np.array([[-1.1, 0, 0, -20], [0, 0, 2.2, 30], [0, -1.3, 0, 40], [0, 0, 0, 1]])),
+    "flipped": Grid((16, 18, 13), np.array([[1.0, 0, 0, 5], [0, -2, 0, 6], [0, 0, 3, 7], [0, 0, 0, 1]])),
+    "oblique slice": oblique_grid((22, 25, 1)),
+    "tilted gantry": Grid((31, 37, 23), SHEAR @ np.array([[-1.2, 0, 0, 31], [0, -0.9, 0, 44], [0, 0, 2.4, -12], [0, 0, 0, 1]])),
+    "oblique tilted gantry": Grid((31, 37, 23), oblique_grid().affine @ SHEAR),
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Case:
+    heatmap: Heatmap
+    volume: Volume
+    lesion: Volume | None
+    peak: tuple[int, ...]
+
+
+def case(grid: Grid, *, scale: float = 7.0, values: np.ndarray | None = None, **about: Any) -> Case:
+    """A blob off the middle that is unlike itself along each axis, on a brighter body; a corner was not looked at."""
+    peak = tuple(int(n * share) for n, share in zip(grid.shape, (0.65, 0.3, 0.6), strict=True))
+    place = grid.world_mm(np.array(peak))
+    relevance = blob(grid, place, 4.0) + 0.4 * blob(grid, place + np.array((4, 3, 5)), 3.0) - 0.1
+    relevance *= np.float32(scale / relevance.max())
+    relevance[:2, :3] = np.nan
+    found = np.unravel_index(np.nanargmax(relevance), grid.shape)
+    body = 900 * blob(grid, grid.world_mm((np.array(grid.shape) - 1) * 0.45), 15.0) - 1000
+    source = Source(**({"format": "nifti", "sha256": "00", "label": "case"} | about))
+    heatmap = Heatmap(relevance if values is None else values, grid, source, RECIPE, TARGET, 1.5, 0.8, ("a note",))
+    lesion = (blob(grid, place + np.array((2, 1, -1)), 3.0) > 0.5).astype(np.uint8)
+    return Case(
+        heatmap,
+        Volume(np.rint(body).astype(np.float32), grid, "HU", source),
+        Volume(lesion, grid, "a.u.", source),
+        tuple(map(int, found)),
+    )
+
+
+def cases() -> dict[str, Case]:
+    made = {name: case(grid) for name, grid in GRIDS.items()}
+    film = Grid((26, 21, 1), np.array([[-1.0, 0, 0, 0], [0, 0, 1, 0], [0, -1, 0, 0], [0, 0, 0, 1]]))
+    nowhere = {"oriented": False, "placed": False, "spaced": False}
+    made["film"] = case(film, format="picture", **nowhere)
+    grid = GRIDS["oblique, anisotropic and left-handed"]
+    made["nothing speaks for it"] = case(grid, values=np.full(grid.shape, -0.5, np.float32))
+    made["nothing was looked at"] = case(grid, values=np.full(grid.shape, np.nan, np.float32))
+    made["small numbers"] = case(grid, scale=3e-7)
+    return made
+
+
+CASES = cases()
+
+
+LEAVES = {"axial": "SI", "sagittal": "LR", "coronal": "AP"}
+
+
+def place_in_view(made: Case, plane: Any) -> tuple[np.ndarray, tuple[float, float], tuple[int, int]]:
+    """Return a plane through the peak with its colours, the spacing of its rows and columns, and where the peak is in it."""
+    grid, heatmap = made.volume.grid, made.heatmap
+    normal = 2 if plane == "stored" else next(a for a, code in enumerate(grid.axis_codes) if code in LEAVES[plane])
+    index = made.peak[normal]
+    marks = np.zeros(grid.shape, np.uint8)
+    marks[made.peak] = 1
+    image, relevance, mark = (to_display(v, grid, plane, index) for v in (made.volume.voxels, heatmap.relevance, marks))
+    low, high = display_range(made.volume)
+    grey = 255 * ((image.pixels[..., None] - low) / (high - low)).clip(0, 1)
+    share = np.nan_to_num(relevance.pixels / heatmap.maximum)[..., None]
+    colour = 255 * matplotlib.colormaps["plasma"](np.rint(255 * share[..., 0].clip(0, 1)).astype(int))[..., :3]
+    picture = np.where(share >= THRESHOLD, 0.65 * colour + 0.35 * grey, grey)
+    row, column = np.argwhere(mark.pixels)[0]
+    return picture, image.spacing_mm, (int(row), int(column))
+
+
+def view_names(made: Case) -> dict[str, str]:
+    planes = planes_of(made.volume)
+    return SIDES if len(planes) > 1 else {"Red": planes[0]}
+
+
+def sheared(grid: Grid) -> bool:
+    axes = grid.affine[:3, :3] / grid.spacing_mm
+    return bool(np.abs(axes.T @ axes - np.eye(3)).max() > 1e-3)
+
+
+PIXELS = (96, 96)
+
+
+@pytest.fixture(scope="session")
+def slicer_python() -> str:
+    """The Python that has 3D Slicer's library."""
+    python = os.environ.get("MEDCAM_SLICER_PYTHON")
+    if not python:
+        pytest.skip("MEDCAM_SLICER_PYTHON names no Python that has slicer-core, 3D Slicer's own library")
+    return python
+
+
+def asked(slicer_python: str, requests: list[dict[str, Any]], folder: Path) -> list[dict[str, Any]]:
+    (folder / "requests.json").write_text(json.dumps(requests))
+    reader = Path(__file__).with_name("slicer_reader.py")
+    command = [slicer_python, str(reader), str(folder / "requests.json"), str(folder / "answers.json")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "ERR|" not in done.stderr, done.stderr[-3000:]
+    answers: list[dict[str, Any]] = json.loads((folder / "answers.json").read_text())
+    return answers
+
+
+@pytest.fixture(scope="session")
+def seen(slicer_python: str, tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[dict[str, Any], Path]]:
+    """What 3D Slicer makes of each case's scene, and the folder with the pictures."""
+    home = tmp_path_factory.mktemp("slicer")
+    requests = []
+    for n, made in enumerate(CASES.values()):
+        folder = home / f"{n}"
+        (scene,) = write(made.heatmap, made.volume, folder, formats="slicer", threshold=THRESHOLD, lesion=made.lesion)
+        views = {name: {"pixels": PIXELS, "mm": field_of_view(made, plane)} for name, plane in view_names(made).items()}
+        places = made.volume.grid.world_mm(np.array([made.peak, [0, 0, 0], [3, 2, 0], [1, 7, 0]])).tolist()
+        requests.append({"scene": str(scene), "folder": str(folder), "points": places, "views": views})
+    answers = asked(slicer_python, requests, home)
+    return {name: (found, home / str(n)) for n, (name, found) in enumerate(zip(CASES, answers, strict=True))}
+
+
+def field_of_view(made: Case, plane: str) -> list[float] | None:
+    """Return what makes a voxel of a pixel; of sheared grids, which no view can follow, what the scene itself shows."""
+    if sheared(made.volume.grid):
+        return None
+    _, (down, across), _ = place_in_view(made, plane)
+    return [PIXELS[0] * across, PIXELS[1] * down]
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_slicer_reads_the_scene_and_every_value_at_its_place(name: str, seen: dict[str, Any]) -> None:
+    answer, made = seen[name][0], CASES[name]
+    assert answer["read"]
+    image, heatmap = answer["volumes"]
+    assert (image["name"], heatmap["name"]) == ("case", f"grad-cam of {TARGET}")
+    assert (image["type"], heatmap["type"]) == ("short", "float")
+    for volume, voxels in ((image, made.volume.voxels), (heatmap, np.nan_to_num(made.heatmap.relevance))):
+        assert volume["shape"] == list(made.volume.grid.shape)
+        expected = [voxels[index] for index in (made.peak, (0, 0, 0), (3, 2, 0), (1, 7, 0))]
+        np.testing.assert_allclose(volume["values"], expected, rtol=1e-6)
+    low, high = display_range(made.volume)
+    np.testing.assert_allclose(image["window"], (high - low, (high + low) / 2))
+    assert image["colours"] == "Grey"
+    assert not image["automatic"]
+    assert answer["layout"] == [3 if len(view_names(made)) == 3 else 6]
+    assert json.loads(answer["texts"][0])["recipe"]["method"] == "grad-cam"
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_masks_and_the_peak_lie_where_they_should(name: str, seen: dict[str, Any]) -> None:
+    answer, made = seen[name][0], CASES[name]
+    grid, lesion = made.volume.grid, made.lesion
+    assert lesion is not None
+    expected = {"relevance from 40 % of its maximum": made.heatmap.mask(THRESHOLD), "lesion": lesion.voxels > 0}
+    found = {each["name"]: each for each in answer["segmentations"]}
+    assert set(found) == {title for title, mask in expected.items() if mask.any()}
+    for title, each in found.items():
+        assert each["voxels"] == expected[title].sum()
+        truth = grid.world_mm(np.argwhere(expected[title])).mean(axis=0)
+        np.testing.assert_allclose(each["centroid"], truth, atol=0.01)
+        assert each["shown"] == (title == "lesion")
+    if made.heatmap.peak() is None:
+        assert answer["points"] == []
+    else:
+        assert [each["label"] for each in answer["points"]] == ["peak"]
+        np.testing.assert_allclose(answer["points"][0]["place"], grid.world_mm(np.array(made.peak)), atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "name", [name for name, made in CASES.items() if made.heatmap.peak() and not sheared(made.volume.grid)]
+)
+def test_views_show_the_pixels_of_the_figures_with_the_peak_in_the_middle(name: str, seen: dict[str, Any]) -> None:
+    (answer, folder), made = seen[name], CASES[name]
+    columns, rows = PIXELS
+    assert set(answer["views"]) == set(view_names(made))
+    for view, plane in view_names(made).items():
+        picture, _, (row, column) = place_in_view(made, plane)
+        shown = np.load(folder / f"{view}.npy")
+        # VTK's pixels lie at their lower left corner, and so does the middle of an even number of them.
+        top, left = rows // 2 - 1 - row, columns // 2 - column
+        expected = np.zeros(shown.shape)
+        expected[top : top + picture.shape[0], left : left + picture.shape[1]] = picture
+        apart = np.abs(shown - expected).max(axis=-1)
+        inside = np.zeros(apart.shape, bool)
+        inside[top : top + picture.shape[0], left : left + picture.shape[1]] = True
+        assert apart[inside].max() < 3, view
+        assert not shown[~inside].any()
+        place = answer["views"][view]
+        np.testing.assert_allclose(
+            np.array(place["ras_from_slice"])[:3, 3], made.volume.grid.world_mm(np.array(made.peak)), atol=1e-9
+        )
+        assert place["letters"] == (list("LRPAIS") if made.heatmap.source.oriented else [" "] * 6)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_colours_show_where_the_relevance_reaches_the_threshold_and_nowhere_else(
+    name: str, seen: dict[str, Any]
+) -> None:
+    (answer, folder), made = seen[name], CASES[name]
+    columns, rows = PIXELS
+    for view, plane in view_names(made).items():
+        shown = np.load(folder / f"{view}.npy").astype(int)
+        coloured = np.ptp(shown, axis=-1) > 2
+        if made.heatmap.peak() is None:
+            assert not coloured.any()
+            assert shown.any()
+            continue
+        place = answer["views"][view]
+        across, down = np.array(field_of_view(made, plane) or place["field_of_view"][:2]) / PIXELS
+        row, column = np.mgrid[:rows, :columns]
+        right, up = (column - columns // 2) * across, (rows // 2 - 1 - row) * down
+        flat = np.stack([right, up, np.zeros_like(right), np.ones_like(right)], -1)
+        index = made.volume.grid.index((flat @ np.array(place["ras_from_slice"]).T)[..., :3])
+        relevance = np.nan_to_num(made.heatmap.relevance)
+        # Between voxel centres it is interpolated; a single slice has no centres beside its own.
+        inside = map_coordinates(relevance, np.moveaxis(index, -1, 0), order=1, mode="nearest", prefilter=False)
+        beyond = ((index < -0.5) | (index > np.array(relevance.shape) - 0.5)).any(axis=-1)
+        expected = (inside >= THRESHOLD * made.heatmap.maximum) & ~beyond
+        assert expected.sum() > 10
+        apart = np.argwhere(coloured).mean(axis=0) - np.argwhere(expected).mean(axis=0)
+        assert np.linalg.norm(apart) < 0.5, view
+        # At its rim a pixel may fall on either side.
+        assert (coloured & ~binary_dilation(expected)).sum() == 0
+        assert (binary_erosion(expected) & ~coloured).sum() == 0
+
+
+def test_what_slicer_does_not_read_as_it_should_is_stored_as_it_does(tmp_path: Path) -> None:
+    for name, made in CASES.items():
+        (scene,) = write(made.heatmap, made.volume, tmp_path / name, formats="slicer", threshold=THRESHOLD)
+        with zipfile.ZipFile(scene) as bundle:
+            bundle.extractall(tmp_path / name)
+        for path in (tmp_path / name).rglob("*.nrrd"):
+            values, header = nrrd.read(str(path))
+            directions = np.array(header["space directions"])
+            assert header["space"] == "left-posterior-superior"
+            assert header["type"] in ("unsigned char", "short", "float")
+            assert np.linalg.det(directions) > 0
+            scaled = directions / np.linalg.norm(directions, axis=1, keepdims=True)
+            np.testing.assert_allclose(scaled @ scaled.T, np.eye(3), atol=1e-6)
+            assert np.isfinite(values).all()
+
+
+@pytest.mark.parametrize("name", [name for name, made in CASES.items() if not sheared(made.volume.grid)])
+def test_the_heatmap_in_a_scene_lies_where_simpleitk_says(name: str, tmp_path: Path) -> None:
+    made = CASES[name]
+    (scene,) = write(made.heatmap, made.volume, tmp_path, formats="slicer", threshold=THRESHOLD)
+    with zipfile.ZipFile(scene) as bundle:
+        bundle.extractall(tmp_path)
+    image = SimpleITK.ReadImage(str(tmp_path / "case_gradcam/Data/relevance.nrrd"))
+    lps = made.volume.grid.world_mm(np.array(made.peak)) * (-1, -1, 1)
+    index = image.TransformPhysicalPointToContinuousIndex(lps)
+    np.testing.assert_allclose(index, np.rint(index), atol=1e-5)
+    assert image.GetPixel(*(round(n) for n in index)) == np.nan_to_num(made.heatmap.relevance)[made.peak]
+
+
+def test_a_bundle_is_one_folder_of_one_scene_that_refers_to_files_that_are_there(tmp_path: Path) -> None:
+    made = CASES["oblique, anisotropic and left-handed"]
+    nasty = replace(made.heatmap, target="nasty \x00\x1b <&> ' \" ü", source=replace(made.heatmap.source, label="ä b"))
+    (scene,) = write(nasty, made.volume, tmp_path, formats="slicer", threshold=THRESHOLD, lesion=made.lesion)
+    with zipfile.ZipFile(scene) as bundle:
+        names = bundle.namelist()
+        assert {name.split("/")[0] for name in names} == {"_b_gradcam"}
+        (text,) = [name for name in names if name.endswith(".mrml")]
+        root = ElementTree.fromstring(bundle.read(text))
+    files = {node.get("fileName") for node in root if node.get("fileName")}
+    assert files == {name.split("/", 1)[1] for name in names if name != text}
+    identities = [node.get("id") for node in root]
+    assert len(set(identities)) == len(identities)
+    for node in root:
+        for reference in (node.get("references") or "").split(";"):
+            if reference:
+                assert reference.split(":")[1] in {*identities, "vtkMRMLColorTableNodeGrey"}
+
+
+def test_the_same_export_gives_the_same_bytes(tmp_path: Path) -> None:
+    made = CASES["film"]
+    one, two = (
+        write(made.heatmap, made.volume, tmp_path / n, formats="slicer", threshold=THRESHOLD)[0] for n in ("a", "b")
+    )
+    assert one.read_bytes() == two.read_bytes()
+
+
+def test_values_that_int16_cannot_hold_are_stored_as_float_and_none_as_64_bits(tmp_path: Path) -> None:
+    made = CASES["oblique slice"]
+    for voxels, kind in (
+        (np.arange(550).reshape(22, 25, 1), np.int16),
+        (np.arange(550).reshape(22, 25, 1) * 1000, np.float32),
+        (np.arange(550).reshape(22, 25, 1) / 8, np.float32),
+        (np.where(np.arange(550) % 7, np.arange(550.0), np.nan).reshape(22, 25, 1), np.int16),
+        (np.arange(550).reshape(22, 25, 1).astype(np.uint8), np.uint8),
+    ):
+        found = image_values(voxels)
+        assert found.dtype == kind
+        np.testing.assert_array_equal(found, np.where(np.isfinite(voxels), voxels, np.nanmin(voxels)))
+    with pytest.raises(OutputError, match="another"):
+        write(made.heatmap, CASES["film"].volume, tmp_path, formats="slicer")
