@@ -117,4 +117,4 @@ WRITERS: dict[str, str] = {
     "html": "medcam.report:write_html",
 }
 # What refuses a source that a format cannot be written for, before anything is computed.
-CHECKS: dict[str, str] = {"dicom-sc": "medcam.formats.dicom_derived:source_headers"}
+CHECKS: dict[str, str] = {"dicom-sc": "medcam.formats.dicom_derived:source_instances"}
