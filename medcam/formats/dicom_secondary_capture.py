@@ -38,10 +38,10 @@ from medcam.formats.dicom_patient import own_text
 from medcam.formats.dicom_slices import (
     Plane,
     only,
+    picture_header,
     picture_slices,
     refuse_other_place,
     slice_plane,
-    thickness_mm,
 )
 from medcam.formats.exporting import Export
 from medcam.formats.findings import findings
@@ -192,8 +192,8 @@ def _add_places(dataset: Dataset, export: Export, slices: Sequence[int], edge: B
     steps = np.linalg.norm([down, across], axis=1)
     measures, orientation, shared = Dataset(), Dataset(), Dataset()
     measures.PixelSpacing = _decimals(steps)
-    frame = source.slices[slices[0]]
-    if frame is not None and (thickness := thickness_mm(source.instances[frame.instance], frame.number)):
+    header = picture_header(source, slices[0])
+    if header is not None and (thickness := said(header, "SliceThickness")):
         measures.SliceThickness = _decimals([thickness])[0]
     orientation.ImageOrientationPatient = _decimals([*across / steps[1], *down / steps[0]])
     shared.PixelMeasuresSequence, shared.PlaneOrientationSequence = [measures], [orientation]

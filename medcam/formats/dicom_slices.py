@@ -18,7 +18,9 @@ from pydicom import Dataset
 from medcam.errors import OutputError
 from medcam.formats import dicom_derived
 from medcam.formats.dicom_files import said
-from medcam.formats.dicom_geometry import numbers
+from medcam.formats.dicom_mosaic import is_mosaic
+from medcam.formats.dicom_plane import numbers, size
+from medcam.formats.dicom_view import Header, View
 from medcam.geometry import Grid
 from medcam.volume import Frame, Source
 
@@ -44,41 +46,37 @@ def picture_slices(source: Source) -> list[int]:
     return [k for k in range(count) if source.slices[k] is not None] or list(range(count))
 
 
+def picture_header(source: Source, k: int) -> Header | None:
+    """Return what is said of the picture that slice k is: by its instance, or by that and the frame's functional groups.
+
+    None where slice k is no picture with pixels of its own: interpolated, put on another grid, or a tile of a mosaic.
+    """
+    frame = source.slices[k]
+    if frame is None or is_mosaic(source.instances[frame.instance]):
+        return None
+    header: Dataset = source.instances[frame.instance]
+    if frame.number is None:
+        return header
+    frames = said(header, "PerFrameFunctionalGroupsSequence") or ()
+    own = tuple(frames[frame.number - 1 : frame.number])
+    return View(header, frame.number, (*own, *tuple(said(header, "SharedFunctionalGroupsSequence") or ())[:1]))
+
+
 def slice_plane(source: Source, grid: Grid, k: int) -> Plane:
     """Return where slice k lies: as its own header says, else as the grid says."""
     across, down = (LPS_FROM_RAS @ grid.affine[:3, :2]).T
-    frame = source.slices[k]
-    said_plane = None if frame is None else header_plane(source.instances[frame.instance], frame.number)
-    position = LPS_FROM_RAS @ grid.world_mm(np.array([0, 0, k])) if said_plane is None else said_plane.position
-    return Plane(position, across, down)
+    header = picture_header(source, k)
+    own = None if header is None else _plane(header)
+    return Plane(LPS_FROM_RAS @ grid.world_mm(np.array([0, 0, k])) if own is None else own.position, across, down)
 
 
-def header_plane(header: Dataset, number: int | None) -> Plane | None:
-    """Return where an image, or frame `number` (from 1) of a multi-frame one, says that it lies; None where it does not."""
-    position = _numbers(header, number, "PlanePositionSequence", "ImagePositionPatient", 3)
-    directions = _numbers(header, number, "PlaneOrientationSequence", "ImageOrientationPatient", 6)
-    spacing = _numbers(header, number, "PixelMeasuresSequence", "PixelSpacing", 2)
+def _plane(header: Header) -> Plane | None:
+    position = numbers(header, "ImagePositionPatient", 3)
+    directions = numbers(header, "ImageOrientationPatient", 6)
+    spacing = numbers(header, "PixelSpacing", 2)
     if position is None or directions is None or spacing is None:
         return None
     return Plane(position, directions[:3] * spacing[1], directions[3:] * spacing[0])
-
-
-def thickness_mm(header: Dataset, number: int | None) -> float | None:
-    """Return how thick an image or a frame says that its slice is."""
-    found = _numbers(header, number, "PixelMeasuresSequence", "SliceThickness", 1)
-    return None if found is None or found[0] <= 0 else float(found[0])
-
-
-def _numbers(
-    header: Dataset, number: int | None, group: str, keyword: str, count: int
-) -> Float[np.ndarray, " n"] | None:
-    if number is None:
-        return numbers(header, keyword, count)
-    shared = header.get("SharedFunctionalGroupsSequence") or [Dataset()]
-    frames = header.get("PerFrameFunctionalGroupsSequence") or []
-    own = frames[number - 1] if number <= len(frames) else Dataset()
-    items = own.get(group) or shared[0].get(group)
-    return numbers(items[0], keyword, count) if items else None
 
 
 def refuse_other_place(source: Source, grid: Grid) -> None:
@@ -97,16 +95,15 @@ def refuse_other_place(source: Source, grid: Grid) -> None:
             "the source's own grid"
         )
     corners = np.array([(0, 0), (columns - 1, 0), (0, rows - 1)])
-    for k, frame in enumerate(source.slices):
-        if frame is None:
+    for k in range(slices):
+        if (header := picture_header(source, k)) is None:
             continue
-        header = source.instances[frame.instance]
-        if (said(header, "Columns"), said(header, "Rows")) != (columns, rows):
+        if (found := size(header)) != (columns, rows):
             raise OutputError(
-                f"the heatmap has {columns} x {rows} voxels a slice and its DICOM source {header.Columns} x {header.Rows}; "
+                f"the heatmap has {columns} x {rows} voxels a slice and its DICOM source {found[0]} x {found[1]}; "
                 "write the heatmap that lies on the source's own grid"
             )
-        if (plane := header_plane(header, frame.number)) is None:
+        if (plane := _plane(header)) is None:
             continue
         theirs = plane.position + corners[:, :1] * plane.across + corners[:, 1:] * plane.down
         ours = grid.world_mm(np.insert(corners, 2, k, axis=1)) @ LPS_FROM_RAS
@@ -136,8 +133,9 @@ def only(source: Source, slices: Sequence[int]) -> Source:
 
 
 def picture_reference(source: Source, k: int) -> Dataset | None:
-    """Return an item that refers to the picture that slice k is, with its frame; None if it is none."""
-    if (frame := source.slices[k]) is None:
+    """Return an item that refers to the picture that slice k is, with its frame; None if it has no pixels of its own."""
+    frame = source.slices[k]
+    if frame is None or picture_header(source, k) is None:
         return None
     item = dicom_derived.reference(source.instances[frame.instance])
     if frame.number is not None:
