@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import medcam
-from medcam.commands import demo, doctor, explain, formats, inspect, methods
+from medcam.commands import demo, doctor, explain, formats, inspect, methods, send
 from medcam.commands.parsing import EXIT_CODES, Parser
 from medcam.errors import MedcamError, UsageError
 
@@ -23,6 +23,7 @@ COMMANDS = {
     "methods": methods,
     "formats": formats,
     "inspect": inspect,
+    "send": send,
     "demo": demo,
     "doctor": doctor,
 }

@@ -26,6 +26,7 @@ MAY_KNOW = {
     "render": {"geometry", "volume", "recipe", "whole_file"},
     "formats": {"geometry", "volume", "recipe", "render", "whole_file", "options"},
     "report": {"geometry", "volume", "recipe", "render", "formats", "whole_file"},
+    "pacs": {"formats", "whole_file"},
     "prepare": {"geometry", "volume"},
     "validate": {"geometry", "occupancy", "volume"},
     "options": set(),

@@ -1,0 +1,1 @@
+"""Sending to a PACS: over the DICOM protocol (C-STORE) or over the web (STOW-RS), from a queue on disk that survives a kill."""
