@@ -101,6 +101,9 @@ def _is_united_imaging(header: Dataset) -> bool:
 
 def _counted(header: Dataset, group: int, creator: str, element: int) -> bool:
     """Tell whether a private element counts several slices in one picture."""
+    # Looking for a block by its creator takes long, and few images have one of this group at all.
+    if not any((group << 16) + block in header for block in range(0x10, 0x14)):
+        return False
     try:
         return int(header.private_block(group, creator)[element].value) > 1
     except UNREADABLE:

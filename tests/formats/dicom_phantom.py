@@ -127,7 +127,7 @@ def write_series(
     for k in range(voxels.shape[2]):
         if k in leave_out:
             continue
-        dataset = _image(voxels[:, :, k], modality, number, description, bits_stored, photometric, f"{uid_seed}/{k}")
+        dataset = image(voxels[:, :, k], modality, number, description, bits_stored, photometric, f"{uid_seed}/{k}")
         dataset.SeriesInstanceUID = generate_uid(entropy_srcs=[uid_seed])
         dataset.InstanceNumber = k + 1
         dataset.FrameOfReferenceUID = generate_uid(entropy_srcs=["frame of reference"])
@@ -137,7 +137,7 @@ def write_series(
         dataset.SliceThickness = decimals([abs(columns[:, 2] @ normal)])[0]
         if slope is not None or intercept is not None:
             dataset.RescaleSlope, dataset.RescaleIntercept = decimals([slope or 1, intercept or 0])
-        _change(dataset, {**(tags or {}), **(slice_tags(k) if slice_tags else {})})
+        change(dataset, {**(tags or {}), **(slice_tags(k) if slice_tags else {})})
         paths.append(save(dataset, folder / name.format(k=k), transfer_syntax=transfer_syntax, preamble=preamble))
     return paths
 
@@ -158,19 +158,19 @@ def write_film(
 ) -> Path:
     """Write one X-ray film (stored integers, i j), without any place in the patient; spacing goes by `tags`."""
     folder.mkdir(parents=True, exist_ok=True)
-    dataset = _image(pixels, modality, number, "film", bits_stored, photometric, uid_seed)
+    dataset = image(pixels, modality, number, "film", bits_stored, photometric, uid_seed)
     dataset.SeriesInstanceUID = generate_uid(entropy_srcs=[uid_seed])
     dataset.InstanceNumber = 1
     if patient_orientation is not None:
         dataset.PatientOrientation = list(patient_orientation)
-    _change(dataset, tags or {})
+    change(dataset, tags or {})
     return save(dataset, folder / name, transfer_syntax=transfer_syntax, preamble=True)
 
 
 def write_segmentation(folder: Path, *, name: str = "seg.dcm") -> Path:
     """Write a stub of a DICOM SEG: a multi-frame object that is no image."""
     folder.mkdir(parents=True, exist_ok=True)
-    dataset = _image(np.zeros((8, 8), np.uint8), "SEG", 300, "segmentation", None, "MONOCHROME2", "seg")
+    dataset = image(np.zeros((8, 8), np.uint8), "SEG", 300, "segmentation", None, "MONOCHROME2", "seg")
     dataset.SOPClassUID = "1.2.840.10008.5.1.4.1.1.66.4"
     dataset.SeriesInstanceUID = generate_uid(entropy_srcs=["seg"])
     dataset.NumberOfFrames = 1
@@ -198,7 +198,7 @@ def decimals(values: Sequence[float] | np.ndarray) -> list[DS]:
     return [DS(float(value), auto_format=True) for value in values]
 
 
-def _image(
+def image(
     pixels: np.ndarray,
     modality: str,
     number: int | None,
@@ -231,7 +231,7 @@ def _image(
     return dataset
 
 
-def _change(dataset: Dataset, tags: Mapping[str, Any]) -> None:
+def change(dataset: Dataset, tags: Mapping[str, Any]) -> None:
     for keyword, value in tags.items():
         if value is not None:
             setattr(dataset, keyword, value)
