@@ -154,7 +154,8 @@ def sensitivity(
     Parameters
     ----------
     explain
-        Such as `explaining(method='grad-cam', layer=..., target=...)`; name the target, or a noisy image may be explained for another class.
+        Such as `explaining(method='grad-cam', layer=..., target=...)`; name the target, or a noisy image may be explained for
+        another class.
     radius
         Noise is uniform between minus and plus this, in standard deviations of each channel.
 
