@@ -55,7 +55,7 @@ class Moves:
         For each draw what is added to them, one number a piece.
     """
 
-    start: tuple[Int[np.ndarray, " n"], ...]
+    start: tuple[Int[np.ndarray, " _"], ...]
     shifts: Int[np.ndarray, "d p"]
 
     def batches(self) -> Iterator[Int[np.ndarray, "b v"]]:

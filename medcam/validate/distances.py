@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Bool, Float, Int, Num
+from jaxtyping import Bool, Float, Int, Num, Shaped
 from scipy.ndimage import distance_transform_edt
 from scipy.optimize import linear_sum_assignment
 from scipy.spatial import cKDTree
@@ -181,7 +181,7 @@ def to_points(voxels: Int[np.ndarray, "m 3"], spacing_mm: tuple[float, float, fl
     return distance
 
 
-def centre_mm(weights: Num[np.ndarray, "i j k"], spacing_mm: tuple[float, float, float]) -> Float[np.ndarray, "3"]:
+def centre_mm(weights: Shaped[np.ndarray, "i j k"], spacing_mm: tuple[float, float, float]) -> Float[np.ndarray, "3"]:
     """Return the centre of mass of a mask or a map, in mm from the first voxel's centre along each axis; NaN where all is 0."""
     lines = [weights.sum(axis=tuple(a for a in range(3) if a != axis), dtype=np.float64) for axis in range(3)]
     total = lines[0].sum()

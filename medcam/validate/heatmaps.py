@@ -122,7 +122,7 @@ def _ceilings(
     for name, measured in names.items():
         top, own = best.get(name, float("nan")), reached.get(measured)
         share = own.value / top if own is not None and top > 0 else float("nan")
-        missing = why or (own.why if own else "") or "the lesion mask is empty"
+        missing = why or (own.why if own else f"{measured} was not asked for") or "the lesion mask is empty"
         numbers[f"ceiling_{name}"] = Measure(top, why="" if top == top else missing, oracle=True)
         numbers[f"{name}_of_ceiling"] = Measure(share, why="" if share == share else missing, oracle=name == "dice")
     return numbers

@@ -59,10 +59,10 @@ class _Facts:
 
 def measure(
     relevance: Num[np.ndarray, "i j k"],
-    lesion: Bool[np.ndarray, "i j k"],
+    lesion: Bool[np.ndarray, "_ _ _"],
     *,
     spacing_mm: tuple[float, float, float],
-    organ: Bool[np.ndarray, "i j k"] | None = None,
+    organ: Bool[np.ndarray, "_ _ _"] | None = None,
     settings: Settings | None = None,
     case: str = "",
     patient: str = "",
@@ -74,7 +74,7 @@ def measure(
     relevance
         Raw and signed; NaN was not looked at and counts for nothing.
     lesion
-        True where the lesion is; all False for a case without one.
+        True where the lesion is, of the map's shape; all False for a case without one.
     spacing_mm
         Distance between voxel centres along each axis.
     organ
@@ -132,7 +132,7 @@ def _explained(scene: Scene, number: Measure) -> Measure:
 def _of_the_case(facts: _Facts) -> dict[str, Measure]:
     scene = facts.scene
     return {
-        "lesions": Measure(len(facts.lesions), "count"),
+        "lesions": Measure(float(len(facts.lesions)), "count"),
         "lesion_size": Measure(scene.lesion_voxels * scene.voxel_size, scene.size_unit),
         "prevalence": Measure(scene.prevalence),
         "lesion_left_out": Measure(scene.lesion_left_out),
@@ -145,7 +145,7 @@ def _of_the_peak(facts: _Facts) -> dict[str, Measure]:
     maxima, distance, k = tied_maxima(facts.scene), facts.distance, facts.settings.peaks
     away = distance.at(maxima) if distance else np.zeros(0, np.float32)
     numbers = {
-        "tied_maxima": Measure(len(maxima), "count"),
+        "tied_maxima": Measure(float(len(maxima)), "count"),
         "hit": Measure(hit(facts.scene, maxima)),
         "peak_distance": Measure(float(away.mean()) if len(away) else _NAN, "mm"),
     }
@@ -192,7 +192,7 @@ def _at(facts: _Facts, threshold: Threshold) -> dict[str, Measure]:
         "recall": Measure(over.recall),
         "selected_share": Measure(over.selected_share),
         "selected_size": Measure(size, scene.size_unit),
-        "pieces": Measure(len(parts) if scene.domain_voxels else _NAN, "count"),
+        "pieces": Measure(float(len(parts)) if scene.domain_voxels else _NAN, "count"),
         "centre_distance": Measure(float(np.linalg.norm(away)), "mm", _NOTHING),
         "matched_centre_distance": Measure(float(found.mean()) if len(found) else _NAN, "mm", _NOTHING),
         **_surfaces(facts, chosen),

@@ -38,9 +38,10 @@ class Scene:
     """
 
     relevance: Num[np.ndarray, "i j k"]
-    mask: Bool[np.ndarray, "i j k"]
+    # Another shape is refused in words.
+    mask: Bool[np.ndarray, "_ _ _"]
     spacing_mm: tuple[float, float, float]
-    organ: Bool[np.ndarray, "i j k"] | None = None
+    organ: Bool[np.ndarray, "_ _ _"] | None = None
     domain: Bool[np.ndarray, "i j k"] = field(init=False, repr=False)
     positive: Float[np.ndarray, "i j k"] = field(init=False, repr=False)
     lesion: Bool[np.ndarray, "i j k"] = field(init=False, repr=False)
@@ -132,9 +133,7 @@ class Scene:
         return "" if self.lesion_voxels else "the lesion lies outside what was looked at"
 
 
-def _check(
-    relevance: np.ndarray, mask: np.ndarray, spacing_mm: Sequence[float], organ: Bool[np.ndarray, "i j k"] | None
-) -> None:
+def _check(relevance: np.ndarray, mask: np.ndarray, spacing_mm: Sequence[float], organ: np.ndarray | None) -> None:
     if relevance.ndim != 3 or mask.shape != relevance.shape or (organ is not None and organ.shape != relevance.shape):
         shapes = [relevance.shape, mask.shape, *([] if organ is None else [organ.shape])]
         raise InputError(
