@@ -176,7 +176,7 @@ def _precision(steps: Int[np.ndarray, "b v"], reach: Int[np.ndarray, " s"]) -> n
 def _null(observed: float, values: Float[np.ndarray, " d"]) -> Null:
     mean, sd = float(values.mean()), float(values.std(ddof=1)) if len(values) > 1 else 0.0
     # The same sum in another order is the same number.
-    as_high = int(np.count_nonzero(values >= observed - 1e-12 * abs(observed)))
-    return Null(
-        observed, mean, sd, (1 + as_high) / (1 + len(values)), (observed - mean) / sd if sd > 0 else float("nan")
-    )
+    rounding = 1e-12 * abs(observed)
+    as_high = int(np.count_nonzero(values >= observed - rounding))
+    z = (observed - mean) / sd if sd > rounding else float("nan")
+    return Null(observed, mean, sd, (1 + as_high) / (1 + len(values)), z)
