@@ -72,7 +72,7 @@ def box_curve(scene: Scene, truth: Int[np.ndarray, "n 3 2"]) -> BoxCurve:
         labels, count = ndimage.label(chosen, TOUCHING)
         found = np.array([[(s.start, s.stop - 1) for s in piece] for piece in ndimage.find_objects(labels)])
         fit = boxes_iou(found + np.array([s.start for s in box])[None, :, None], truth).max(1)
-        largest = int(np.argmax(np.bincount(labels.ravel(), minlength=count + 1)[1:]))
+        largest = int(np.argmax(np.bincount(labels[chosen], minlength=count + 1)[1:]))
         result[:, n] = fit.max(), fit[largest]
     return BoxCurve(result[0], result[1])
 

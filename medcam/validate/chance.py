@@ -13,7 +13,7 @@ from medcam.validate.ranked import STEPS, Ranked, steps_of
 from medcam.validate.scene import Scene, around
 
 # Indices that are looked up together.
-_BATCH = 2**21
+_BATCH = 2**18
 # Places that are tried for each that is wanted, before the lesion is said to fit nowhere.
 _TRIES = 200
 # Voxels of a piece that are tried first.

@@ -56,6 +56,18 @@ def pieces(scene: Scene, mask: Bool[np.ndarray, "i j k"], *, least: float = 0.0)
     return tuple(_piece(scene, part) for part in split if len(part) * scene.voxel_size >= least)
 
 
+def centres_mm(scene: Scene, mask: Bool[np.ndarray, "i j k"]) -> Float[np.ndarray, "n 3"]:
+    """Return the centre of mass of each piece of a mask, in the order of `pieces`."""
+    box = around(mask)
+    if box is None:
+        return np.zeros((0, 3))
+    labels, count = ndimage.label(mask[box], TOUCHING)
+    label, where = labels[mask[box]], np.nonzero(mask[box])
+    sizes = np.bincount(label, minlength=count + 1)[1:]
+    sums = [np.bincount(label, along, count + 1)[1:] for along in where]
+    return np.stack([(s / sizes + side.start) * mm for s, side, mm in zip(sums, box, scene.spacing_mm, strict=True)], 1)
+
+
 def _piece(scene: Scene, voxels: np.ndarray) -> Piece:
     scores = scene.positive[tuple(voxels.T)]
     peak = voxels[int(np.argmax(scores))]

@@ -14,7 +14,7 @@ from medcam.validate.boxes import box_curve
 from medcam.validate.chance import chance, moved
 from medcam.validate.distances import LesionDistance, Surfaces, centre_mm, matched_mm
 from medcam.validate.hits import Peak, any_peak_hits, hit, hit_within, peaks, tied_maxima
-from medcam.validate.lesions import Findings, Matching, Piece, distances_of, pieces
+from medcam.validate.lesions import Findings, Matching, Piece, centres_mm, distances_of, pieces
 from medcam.validate.measures import CaseMeasures, LesionRow, Measure, Settings
 from medcam.validate.overlap import lift, mass_in_lesion, overlap, selected
 from medcam.validate.pooled import Histogram
@@ -37,24 +37,19 @@ class _Facts:
     high: tuple[Peak, ...]
     lesions: tuple[Piece, ...]
     chosen: Mapping[str, Bool[np.ndarray, "i j k"]]
-    parts: Mapping[str, tuple[Piece, ...]]
+    findings: tuple[Piece, ...]
     matching: Matching
 
     @staticmethod
     def of(scene: Scene, settings: Settings) -> _Facts:
         ranked = Ranked.of(scene)
         chosen = {t.name: selected(scene, t.cut(scene, ranked)) for t in settings.thresholds}
-        parts = {name: pieces(scene, mask) for name, mask in chosen.items()}
+        findings = pieces(scene, chosen[settings.thresholds[0].name])
         lesions = pieces(scene, scene.lesion, least=settings.least_lesion)
         distance = LesionDistance.of(scene, max(settings.tolerances_mm, default=0.0))
         high = peaks(scene, settings.peak_radius_mm, settings.peaks) if distance else ()
-        matching = Matching.of(scene, parts[settings.thresholds[0].name], lesions)
-        return _Facts(scene, settings, ranked, distance, high, lesions, chosen, parts, matching)
-
-    @property
-    def findings(self) -> tuple[Piece, ...]:
-        """What the map points at, at the first threshold."""
-        return self.parts[self.settings.thresholds[0].name]
+        matching = Matching.of(scene, findings, lesions)
+        return _Facts(scene, settings, ranked, distance, high, lesions, chosen, findings, matching)
 
 
 def measure(
@@ -179,10 +174,10 @@ def _of_all_thresholds(facts: _Facts) -> dict[str, Measure]:
 
 def _at(facts: _Facts, threshold: Threshold) -> dict[str, Measure]:
     """Return what depends on one threshold."""
-    scene, chosen, parts = facts.scene, facts.chosen[threshold.name], facts.parts[threshold.name]
-    over = overlap(scene, chosen)
+    scene, chosen = facts.scene, facts.chosen[threshold.name]
+    over, parts = overlap(scene, chosen), centres_mm(scene, chosen)
     away = centre_mm(chosen, scene.spacing_mm) - centre_mm(scene.lesion, scene.spacing_mm)
-    matched = matched_mm(_centres(parts), _centres(facts.lesions))
+    matched = matched_mm(parts, _centres(facts.lesions))
     found = matched[~np.isnan(matched)]
     size = np.count_nonzero(chosen) * scene.voxel_size if scene.domain_voxels else _NAN
     numbers = {

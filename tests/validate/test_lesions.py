@@ -10,7 +10,7 @@ from monai.metrics import compute_froc_curve_data, compute_froc_score
 from scipy.spatial.distance import cdist
 from validate.scenes import SHAPE, SPACING, lesion_of, scene_of
 
-from medcam.validate.lesions import CAMELYON_RATES, LUNA_RATES, Findings, Matching, froc, pieces
+from medcam.validate.lesions import CAMELYON_RATES, LUNA_RATES, Findings, Matching, centres_mm, froc, pieces
 from medcam.validate.overlap import selected
 from medcam.validate.scene import Scene
 
@@ -34,7 +34,9 @@ def test_a_piece_knows_its_size_place_and_score() -> None:
         assert piece.score == s.positive[tuple(piece.voxels.T)].max() == s.positive[piece.peak]
     assert sum(len(p.voxels) for p in pieces(s, s.lesion)) == s.lesion_voxels
     assert len(pieces(s, s.lesion, least=pieces(s, s.lesion)[1].size * 1.01)) == 1
+    np.testing.assert_allclose(centres_mm(s, s.lesion), [p.centre_mm for p in pieces(s, s.lesion)])
     assert pieces(s, np.zeros(SHAPE, bool)) == ()
+    assert centres_mm(s, np.zeros(SHAPE, bool)).shape == (0, 3)
 
 
 def test_a_film_measures_areas() -> None:
