@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -245,3 +248,14 @@ def test_a_case_does_not_touch_its_arrays() -> None:
     np.testing.assert_array_equal(relevance, before[0])
     np.testing.assert_array_equal(lesion, before[1])
     assert relevance.flags.writeable
+
+
+def test_every_number_stands_in_the_documentation() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "localization.md").read_text()
+    case = measure(map_of(0), lesion_of(), spacing_mm=SPACING)
+    for name in case.numbers:
+        own = re.sub(r"_(uniform|moved|p|z)$", "", name).split("@")[0]
+        general = re.sub(r"_\d+mm$", "_tmm", re.sub(r"within_\d+mm", "within_tmm", own)).replace("top3", "topk")
+        assert f"`{general}`" in page or f"`{general}@T`" in page, name
+    for threshold in Settings().thresholds:
+        assert f"`{re.sub(r'-[0-9]+%', '-p%', threshold.name)}`" in page
