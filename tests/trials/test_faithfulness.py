@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from medcam.errors import UsageError
 from medcam.trials.infidelity import infidelity, sensitivity
-from medcam.trials.lesions import healthy_regions, lesion_use
+from medcam.trials.lesion_use import healthy_regions, lesion_use
 from medcam.trials.masking import drop_and_gain
 from medcam.trials.scoring import explaining, on_trial
 from trials.toys import SHAPE, Linear, Spot, convolutional
