@@ -78,16 +78,16 @@ def deletion_and_insertion(
     maps: Float[Tensor, "b *s"],
     *,
     fills: Sequence[str] = ("blur", "mean"),
-    steps: int = 50,
+    steps: int = 25,
     patch_mm: float | int | None = None,
     spacing_mm: Sequence[float | int] | None = None,
     domain: Bool[Tensor, "b *s"] | None = None,
     controls: Sequence[str] = CONTROLS,
-    draws: int = 2,
+    draws: int = 1,
 ) -> tuple[Removal, ...]:
     """Return deletion and insertion of maps, one result for each fill, with those of controls beside them.
 
-    Takes `2 * steps` passes for each fill, and as many for each draw of each control.
+    Takes `2 * steps` passes for each fill and each map: the given ones, and each draw of each control. By default that is 400.
 
     Parameters
     ----------

@@ -30,7 +30,7 @@ class Retest:
     maps
         On the first image; NaN where the second one did not reach.
     similarities
-        Of each sample's map to its first one.
+        Of each sample's map to its first one. A map follows a motion only to about half a cell of its layer: compare shifts with that.
     ceiling
         Of the first map, warped there and back, to itself: what interpolation alone leaves. Not 1 only for motions.
     score_change

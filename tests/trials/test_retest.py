@@ -9,9 +9,10 @@ from scipy.ndimage import affine_transform, gaussian_filter
 from torch import Tensor, nn
 
 from medcam.errors import UsageError
-from medcam.trials.acquisitions import ACQUISITIONS, _turn, _warped, acquisition_named
+from medcam.trials.acquisitions import ACQUISITIONS, _map_warped, _turn, _warped, acquisition_named
 from medcam.trials.retest import retest
 from medcam.trials.scoring import explaining, on_trial
+from medcam.validate.similarity import shift_mm
 from trials.toys import Linear, convolutional
 
 SHAPE = (25, 21, 13)
@@ -151,3 +152,25 @@ def test_scores_change_by_what_the_second_image_scores() -> None:
         torch.testing.assert_close(gamma.score_change, (network(taken) - network(image))[:, 1], atol=1e-5, rtol=1e-4)
     torch.testing.assert_close(gamma.maps, explain(network, taken), atol=1e-6, rtol=1e-4)
     assert gamma.ceiling[0].pearson == pytest.approx(1)
+
+
+def test_a_motion_of_whole_cells_is_followed_exactly_and_one_of_half_a_cell_is_not() -> None:
+    """A map lies on its layer's cells: what moves by less than one is seen at the nearest, which is the network's doing and not the warp's."""
+    torch.manual_seed(1)
+    network = nn.Sequential(
+        nn.Conv3d(1, 1, 3, stride=4, padding=1), nn.ReLU(), nn.AdaptiveMaxPool3d(1), nn.Flatten()
+    ).eval()
+    with torch.no_grad():
+        network[0].weight.fill_(1.0)
+        network[0].bias.zero_()
+    image = torch.zeros(1, 1, 32, 24, 20)
+    image[..., 12:15, 8:11, 7:10] = 1.0
+    explain = explaining(method="hires-cam", layer="0", target=0)
+    first, apart = explain(network, image)[0].double().numpy(), {}
+    for step in (4.0, 2.0):
+        matrix = np.eye(4)
+        matrix[0, 3] = step
+        second = explain(network, _warped(image[0], matrix, "zeros")[None])[0]
+        apart[step] = shift_mm(first, _map_warped(second, np.linalg.inv(matrix)).double().numpy(), spacing_mm=(1, 1, 1))
+    assert apart[4.0] < 1e-3
+    assert 1 < apart[2.0] <= 2.01
