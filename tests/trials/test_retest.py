@@ -155,7 +155,7 @@ def test_scores_change_by_what_the_second_image_scores() -> None:
 
 
 def test_a_motion_of_whole_cells_is_followed_exactly_and_one_of_half_a_cell_is_not() -> None:
-    """A map lies on its layer's cells: what moves by less than one is seen at the nearest, which is the network's doing and not the warp's."""
+    """A map lies on its layer's cells: what moves by less is seen at the nearest, which is the network's doing and not the warp's."""
     torch.manual_seed(1)
     network = nn.Sequential(
         nn.Conv3d(1, 1, 3, stride=4, padding=1), nn.ReLU(), nn.AdaptiveMaxPool3d(1), nn.Flatten()
