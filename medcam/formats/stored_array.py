@@ -26,6 +26,8 @@ from medcam.errors import InputError
 LARGEST_BYTES = 16 * 2**30
 # Real images shrink to a half or a third, masks to a thousandth: only what is both large and unlike an image is refused.
 _MAX_RATIO, _RATIO_MATTERS_FROM_BYTES = 200, 2 * 2**30
+# How many bytes come out of one at most.
+_MOST_UNPACKED = {"raw": 1, "gzip": 1040, "zlib": 1040}
 _CHUNK = 2**22
 # No number is written in more characters than this.
 _CHARACTERS_A_VALUE = 40
@@ -51,6 +53,8 @@ class StoredArray:
         Where the data starts in each file, or -1 where it ends the file.
     lines, skipped
         How many lines, and then how many bytes (of what is unpacked, where it is packed), come before the values.
+    surplus
+        How many bytes may follow the values; None does not look.
     """
 
     files: tuple[Path, ...]
@@ -60,24 +64,20 @@ class StoredArray:
     offset: int = 0
     lines: int = 0
     skipped: int = 0
+    surplus: int | None = 0
 
 
-def refuse_large(name: str, shape: tuple[int, ...], itemsize: int, stored_bytes: int | None = None) -> None:
-    """Refuse what no memory holds, and what claims to be packed as no image is.
+def refuse_large(name: str, shape: tuple[int, ...], itemsize: int) -> None:
+    """Refuse what no memory holds.
 
     Raises
     ------
     InputError
-        If the array is larger than medcam reads, or larger than so many stored bytes can unpack to.
+        If the array is larger than medcam reads.
     """
-    wanted = prod(shape) * itemsize
-    size = f"{name} claims {' x '.join(map(str, shape))} voxels"
-    if wanted > LARGEST_BYTES:
-        raise InputError(f"{size}, more than medcam reads ({LARGEST_BYTES // 2**30} GiB)")
-    if stored_bytes is not None and wanted > _RATIO_MATTERS_FROM_BYTES and wanted > _MAX_RATIO * stored_bytes:
+    if prod(shape) * itemsize > LARGEST_BYTES:
         raise InputError(
-            f"{size}, {wanted / max(stored_bytes, 1):.0f} times the size of the file, which no real image is; "
-            "if you trust it, save it uncompressed"
+            f"{name} claims {' x '.join(map(str, shape))} voxels, more than medcam reads ({LARGEST_BYTES // 2**30} GiB)"
         )
 
 
@@ -96,10 +96,20 @@ def read_array(stored: StoredArray, name: str) -> Num[np.ndarray, "..."]:
     OSError
         If a file cannot be opened.
     """
-    refuse_large(name, stored.shape, stored.dtype.itemsize, sum(file.stat().st_size for file in stored.files))
+    refuse_large(name, stored.shape, stored.dtype.itemsize)
     total, count = prod(stored.shape), len(stored.files)
     if total == 0 or total % count:
         raise InputError(f"{name} claims {' x '.join(map(str, stored.shape))} voxels, which {count} files cannot hold")
+    wanted, there = total * stored.dtype.itemsize, sum(file.stat().st_size for file in stored.files)
+    if wanted > there * _MOST_UNPACKED.get(stored.encoding, wanted):
+        raise InputError(
+            f"{name} is damaged or cut short: {there} bytes cannot hold the {wanted} that its header claims"
+        )
+    if wanted > max(_RATIO_MATTERS_FROM_BYTES, _MAX_RATIO * there):
+        raise InputError(
+            f"{name} would unpack to {wanted / there:.0f} times its size, which no real image does; if you trust it, save "
+            "it unpacked"
+        )
     try:
         values = np.empty(total, stored.dtype)
     except (MemoryError, ValueError) as error:
@@ -185,18 +195,25 @@ def _fill(part: np.ndarray, stream: IO[bytes], stored: StoredArray, size: int) -
     if stored.encoding in ("text", "hex"):
         part[...] = _written(stream, part, stored.encoding)
         return
-    read = _reader(stream, stored.encoding)
     if stored.skipped < 0:
         raise ValueError(f"its header wants {stored.skipped} bytes skipped")
-    for _ in _pieces(read, stored.skipped):
-        pass
+    read = _reader(stream, stored.encoding)
+    if stored.encoding == "raw":
+        stream.seek(stored.skipped, 1)
+    else:
+        for _ in _pieces(read, stored.skipped):
+            pass
     place, done = part.view(np.uint8), 0
     for piece in _pieces(read, len(place)):
         place[done : done + len(piece)] = np.frombuffer(piece, np.uint8)
         done += len(piece)
     # Reading on also makes the decompressor compare its checksum.
-    if read(1):
-        raise ValueError(f"more bytes follow than the {len(place)} that its header claims")
+    if stored.surplus is not None:
+        left = stored.surplus
+        while rest := read(left + 1):
+            left -= len(rest)
+            if left < 0:
+                raise ValueError(f"more bytes follow than the {len(place)} that its header claims")
 
 
 def _pieces(read: Callable[[int], bytes], count: int) -> Iterator[bytes]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gzip
 import json
+import tracemalloc
 from pathlib import Path
 
 import nibabel
@@ -187,6 +189,121 @@ def test_damaged_files_are_named(tmp_path: Path) -> None:
             read(tmp_path / name)
 
 
+@pytest.mark.parametrize("dtype", ["u1", "i2", ">i2", "<i8", ">i8", ">u8", ">f4", ">f8", "u4"])
+def test_each_type_in_each_byte_order_is_the_number_that_nibabel_reads(tmp_path: Path, dtype: str) -> None:
+    data = (np.arange(60) + 60).reshape(3, 4, 5).astype(dtype)
+    header = nibabel.Nifti1Header(endianness=">" if dtype[0] == ">" else "<")
+    header.set_data_dtype(dtype)
+    image = nibabel.Nifti1Image(data, np.diag([2.0, 3, 4, 1]), header)
+    for name in ("a.nii", "a.nii.gz", "a.img"):
+        (nibabel.Nifti1Pair(data, image.affine, header) if name == "a.img" else image).to_filename(tmp_path / name)
+        voxels = read(tmp_path / name).voxels
+        np.testing.assert_array_equal(voxels, np.asanyarray(nibabel.load(tmp_path / name).dataobj))
+        assert voxels.dtype.isnative
+        assert voxels.dtype.kind != "f" or voxels.dtype == np.float32
+    assert (tmp_path / "a.nii").read_bytes()[:2] == (b"\0\0" if dtype[0] == ">" else b"\\\1")
+
+
+def test_a_pair_of_files_is_one_image_known_by_both(tmp_path: Path) -> None:
+    nibabel.save(nibabel.Nifti1Pair(np.arange(60, dtype=np.int16).reshape(3, 4, 5), np.eye(4)), tmp_path / "a.img")
+    one, other = read(tmp_path / "a.img"), read(tmp_path / "a.hdr")
+    np.testing.assert_array_equal(one.voxels, other.voxels)
+    assert one.source == other.source
+    voxels = bytearray((tmp_path / "a.img").read_bytes())
+    voxels[7] ^= 1
+    (tmp_path / "a.img").write_bytes(voxels)
+    assert read(tmp_path / "a.hdr").source.sha256 != one.source.sha256
+    (tmp_path / "a.img").unlink()
+    with pytest.raises(InputError, match=r"a\.img is not there"):
+        read(tmp_path / "a.hdr")
+
+
+def test_nifti_2_and_what_is_packed_without_saying_so_are_read(tmp_path: Path) -> None:
+    data = np.arange(60, dtype=np.int16).reshape(3, 4, 5)
+    nibabel.save(nibabel.Nifti2Image(data, np.diag([2.0, 3, 4, 1])), tmp_path / "a.nii")
+    (tmp_path / "b.nii").write_bytes(gzip.compress((tmp_path / "a.nii").read_bytes()))
+    for name in "ab":
+        np.testing.assert_array_equal(read(tmp_path / f"{name}.nii").voxels, data)
+    nibabel.save(nibabel.Spm99AnalyzeImage(data, np.eye(4)), tmp_path / "c.img")
+    with pytest.raises(InputError, match=r"c\.img is ANALYZE, not NIfTI"):
+        read(tmp_path / "c.img")
+
+
+def test_of_a_packed_4d_image_each_volume_is_nibabels(tmp_path: Path) -> None:
+    data = np.random.default_rng(0).integers(0, 999, (5, 4, 3, 1, 6)).astype(np.int16)
+    image = nibabel.Nifti1Image(data, np.eye(4))
+    image.header.set_slope_inter(0.1, -3)
+    image.to_filename(tmp_path / "a.nii.gz")
+    for volume in (0, 5):
+        expected = np.asanyarray(nibabel.load(tmp_path / "a.nii.gz").dataobj)[:, :, :, 0, volume]
+        np.testing.assert_array_equal(read(tmp_path / "a.nii.gz", volume=volume).voxels, expected.astype(np.float32))
+
+
+def test_an_unknown_unit_is_millimetres_and_a_missing_size_is_said(tmp_path: Path) -> None:
+    image = nibabel.Nifti1Image(np.zeros((5, 6, 7), np.int16), np.diag([2.0, 3, 4, 1]))
+    image.to_filename(tmp_path / "a.nii")
+    raw = bytearray((tmp_path / "a.nii").read_bytes())
+    raw[123] = 7  # xyzt_units: no unit
+    (tmp_path / "a.nii").write_bytes(raw)
+    volume = read(tmp_path / "a.nii")
+    assert (volume.grid.spacing_mm, volume.source.spaced, volume.source.notes) == ((2, 3, 4), True, ())
+    raw[254:256] = bytes(2)  # no sform
+    raw[252:254] = bytes(2)  # no qform
+    raw[80:92] = bytes(12)  # no size
+    (tmp_path / "a.nii").write_bytes(raw)
+    volume = read(tmp_path / "a.nii")
+    assert (volume.source.spaced, volume.source.placed) == (False, False)
+    assert any("how large a voxel is" in note for note in volume.source.notes)
+
+
+def test_what_is_cut_short_or_damaged_is_an_error_and_never_zeros(tmp_path: Path) -> None:
+    data = np.random.default_rng(0).integers(-99, 99, (9, 8, 7)).astype(np.int16)
+    for suffix in ("nii", "nii.gz"):
+        whole = saved(tmp_path / f"whole.{suffix}", data, np.eye(4)).read_bytes()
+        # Of a packed file also the checksum must be there, and be right.
+        for cut in (len(whole) - 1, len(whole) - 9, len(whole) // 2, 200, 3, 0):
+            (tmp_path / f"cut.{suffix}").write_bytes(whole[:cut])
+            with pytest.raises(InputError, match="cut"):
+                read(tmp_path / f"cut.{suffix}")
+    flipped = bytearray(whole)
+    flipped[-7] ^= 1
+    (tmp_path / "flipped.nii.gz").write_bytes(flipped)
+    with pytest.raises(InputError, match=r"flipped\.nii\.gz is damaged"):
+        read(tmp_path / "flipped.nii.gz")
+    (tmp_path / "padded.nii").write_bytes((tmp_path / "whole.nii").read_bytes() + bytes(512))
+    np.testing.assert_array_equal(read(tmp_path / "padded.nii").voxels, data)
+
+
+def test_bombs_take_no_memory(tmp_path: Path) -> None:
+    header = nibabel.Nifti1Header()
+    header.set_data_dtype(np.uint8)
+    header["magic"], header["vox_offset"] = b"n+1", 352
+
+    def claiming(name: str, shape: tuple[int, int, int], data: bytes, offset: int = 352) -> Path:
+        header["dim"][:4], header["vox_offset"] = (3, *shape), offset
+        content = header.binaryblock + b"\0\0\0\0" + data
+        # Files are padded: what 5 MB unpack to at most is no reason to refuse yet.
+        padding = bytes(5 * 2**20) if name.startswith("c") else b""
+        (tmp_path / name).write_bytes((gzip.compress(content, 9) if name.endswith("gz") else content) + padding)
+        return tmp_path / name
+
+    zeros = bytes(200 * 2**20)
+    extension = (2**31 - 16).to_bytes(4, "little") + bytes(4)
+    for path, words in (
+        (claiming("a.nii", (32000, 32000, 32000), b""), "more than medcam reads"),
+        (claiming("b.nii", (2000, 2000, 2000), b""), "cut short"),
+        (claiming("c.nii.gz", (1500, 1500, 1500), zeros), "which no real image does"),
+        (claiming("d.nii.gz", (1000, 1000, 1000), b""), "cut short"),
+        (claiming("e.nii.gz", (64, 64, 64), zeros), "more bytes follow"),
+        (claiming("f.nii.gz", (64, 64, 64), b"\1\0\0\0" + extension + zeros, 2**28), "from byte 268435456"),
+    ):
+        tracemalloc.start()
+        with pytest.raises(InputError, match=words):
+            read(path)
+        assert tracemalloc.get_traced_memory()[1] < 2**26, path.name
+        tracemalloc.stop()
+
+
 def test_an_affine_that_folds_space_is_a_geometry_error(tmp_path: Path) -> None:
     image = nibabel.Nifti1Image(np.zeros((3, 4, 5), np.int16), np.eye(4))
     image.header["srow_x"] = 0
@@ -233,10 +350,20 @@ def test_a_full_disk_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.M
     assert old.read_text() == "old"
 
 
-def test_a_real_image_lies_where_simpleitk_says(real_data: Path) -> None:
-    path = real_data / "mri_misc" / "someones_anatomy.nii.gz"
-    volume, itk = read(path), sitk.ReadImage(str(path))
-    index = [5, 40, 30]
+@pytest.mark.parametrize(
+    "name",
+    [
+        "mri_misc/someones_anatomy.nii.gz",
+        "mri_misc/t1_crop.nii.gz",
+        "ct_dicomseg/example_ct_sm.nii.gz",
+        "ct_dicomseg/example_ct_sm_T300_output.nii.gz",
+    ],
+)
+def test_a_real_image_is_what_nibabel_and_simpleitk_read(real_data: Path, name: str) -> None:
+    path = real_data / name
+    volume, oracle, itk = read(path), nibabel.load(path), sitk.ReadImage(str(path))
+    np.testing.assert_array_equal(volume.voxels, np.asanyarray(oracle.dataobj).astype(volume.voxels.dtype))
+    np.testing.assert_array_equal(volume.grid.affine, oracle.affine)
+    index = [5, 40, 20]
     lps = np.array(itk.TransformIndexToPhysicalPoint(index))
     np.testing.assert_allclose(volume.grid.world_mm(np.array(index)), lps * [-1, -1, 1], atol=1e-3)
-    assert volume.voxels[tuple(index)] == itk.GetPixel(*index)
