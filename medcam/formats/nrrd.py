@@ -7,6 +7,7 @@ Gordon Kindlmann, Definition of NRRD File Format, http://teem.sourceforge.net/nr
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,6 +23,8 @@ from medcam.formats.header_geometry import LPS, Place, affine_of, grid_of, mm_pe
 from medcam.formats.stored_array import StoredArray, data_files, digest, read_array, refuse_large
 from medcam.volume import Source, Volume
 
+# What pynrrd raises for damaged headers.
+_UNREADABLE = (nrrd.NRRDError, Warning, ValueError, LookupError, TypeError, AttributeError, OverflowError)
 # A segmentation of 3D Slicer takes about a kilobyte a segment.
 _LONGEST_HEADER = 4 * 2**20
 _NAMES = {
@@ -124,11 +127,13 @@ def read_header(path: Path) -> NrrdFile:
     """
     lines, start, listed = _lines(path)
     try:
-        fields = nrrd.read_header(lines)
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            fields = nrrd.read_header(lines)
         shape = tuple(int(n) for n in fields["sizes"])
         dtype, encoding = _DTYPES[fields["type"].lower()], _ENCODINGS[fields["encoding"].lower()]
         spatial = _spatial(fields, len(shape))
-    except (nrrd.NRRDError, ValueError, KeyError, IndexError, TypeError, AttributeError, OverflowError) as error:
+    except _UNREADABLE as error:
         raise InputError(
             f"{path.name} is not a readable NRRD image: {str(error).splitlines()[0] if str(error) else type(error).__name__}"
         ) from error

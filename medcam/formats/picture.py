@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-import hashlib
+import struct
 import warnings
+import zlib
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -11,12 +13,19 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from medcam.errors import InputError
 from medcam.formats.exporting import Export
+from medcam.formats.stored_array import digest
 from medcam.geometry import Grid
 from medcam.volume import Source, Volume
 
-SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff")
 # Where a film lies if nothing says so: columns to the patient's left, rows to the feet, as a postero-anterior chest film hangs.
 FILM_AXES = np.array([[-1.0, 0, 0], [0, 0, -1], [0, -1, 0]])
+# Pillow opens many more by what is in a file, some of them by starting other programs.
+_KINDS = ("PNG", "JPEG", "TIFF")
+# What Pillow raises for damaged files.
+_UNREADABLE = (
+    UnidentifiedImageError, OSError, SyntaxError, ValueError, TypeError, LookupError, AttributeError, OverflowError,
+    EOFError, RuntimeError, struct.error, zlib.error,
+)  # fmt: skip
 
 
 def read_picture(path: Path) -> Volume:
@@ -27,16 +36,36 @@ def read_picture(path: Path) -> Volume:
     InputError
         If the file is damaged, holds real colours, or holds several pages.
     """
+    return _read(path, _grey)
+
+
+def read_label_picture(path: Path) -> Volume:
+    """Read a picture of labels: a grey one's values, or the numbers of a palette's colours.
+
+    Raises
+    ------
+    InputError
+        If the file is damaged, holds colours without a palette or several pages, or is a JPEG, which blurs labels.
+    """
+    with path.open("rb") as stream:
+        if stream.read(2) == b"\xff\xd8":
+            raise InputError(f"{path.name} is a JPEG, which blurs the borders of labels; save the mask as PNG")
+    return _read(path, lambda image, name: np.asarray(image) if image.mode == "P" else _grey(image, name))
+
+
+def _read(path: Path, pixels_of: Callable[[Image.Image, str], np.ndarray]) -> Volume:
     try:
         with warnings.catch_warnings():
+            # Of a damaged EXIF nothing but the orientation would be used.
+            warnings.simplefilter("ignore")
             warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(path) as image:
+            with Image.open(path, formats=_KINDS) as image:
                 pages = getattr(image, "n_frames", 1)
                 turned = image.getexif().get(0x0112, 1) != 1
-                pixels = _grey(ImageOps.exif_transpose(image), path.name)
+                pixels = pixels_of(ImageOps.exif_transpose(image), path.name)
     except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
         raise InputError(f"{path.name} claims more pixels than a radiograph has; medcam does not unpack it") from error
-    except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
+    except _UNREADABLE as error:
         raise InputError(f"{path.name} is not a readable picture, or is cut short: {error}") from error
     if pages > 1:
         raise InputError(f"{path.name} holds {pages} pages; medcam reads pictures of one page")
@@ -45,10 +74,9 @@ def read_picture(path: Path) -> Volume:
         notes.append("The picture asked to be turned (EXIF), and was.")
     affine = np.eye(4)
     affine[:3, :3] = FILM_AXES
-    voxels = pixels.T[:, :, None]
+    voxels = pixels.astype(pixels.dtype.newbyteorder("="), copy=False).T[:, :, None]
     source = Source(
-        "picture", hashlib.sha256(path.read_bytes()).hexdigest(), path.stem, oriented=False, placed=False, spaced=False,
-        notes=tuple(notes),
+        "picture", digest(path), path.stem, oriented=False, placed=False, spaced=False, notes=tuple(notes)
     )  # fmt: skip
     return Volume(voxels, Grid((voxels.shape[0], voxels.shape[1], 1), affine), "a.u.", source)
 
