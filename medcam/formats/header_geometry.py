@@ -13,6 +13,7 @@ from medcam.formats.picture import FILM_AXES
 from medcam.geometry import Grid
 
 LPS = (-1, -1, 1)
+_ABSURD = 1e12
 _MM_PER_UNIT = {"mm": 1.0, "millimeter": 1.0, "um": 1e-3, "micron": 1e-3, "cm": 10.0, "m": 1000.0, "meter": 1000.0}
 
 
@@ -44,7 +45,14 @@ def affine_of(
         The signs that make RAS of the header's space.
     scale
         Millimetres per unit of the header.
+
+    Raises
+    ------
+    GeometryError
+        If a number is none, or so large that lengths overflow.
     """
+    if not all((np.abs(numbers) < _ABSURD).all() for numbers in (steps, first)):
+        raise GeometryError("its directions, spacings and origin are no lengths in a patient")
     turned = FILM_AXES[:, :2] if len(steps) == 2 else np.diag(ras_from_world)
     steps, first = turned @ steps * scale, turned @ first * scale
     if steps.shape[1] == 2:
@@ -81,7 +89,7 @@ def mm_per_unit(units: Iterable[str], name: str) -> tuple[float, tuple[str, ...]
     """
     named = {unit.strip().lower() for unit in units if unit.strip()}
     if len(named) > 1:
-        raise GeometryError(f"the axes of {name} are in different units ({', '.join(sorted(named))})")
+        raise GeometryError(f"its axes are in different units ({', '.join(sorted(named))})")
     unit = named.pop() if named else "mm"
     scale = _MM_PER_UNIT.get(unit, 1.0)
     return scale, () if scale == 1.0 else (f"{name} is in {unit}; positions were converted to mm.",)

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from medcam.errors import InputError
+from medcam.errors import GeometryError, InputError
 from medcam.formats import fourth_axis
 from medcam.formats.header_geometry import Place, affine_of, grid_of, mm_per_unit
 from medcam.formats.stored_array import StoredArray, data_files, digest, read_array, refuse_large
@@ -141,7 +141,11 @@ def _place(fields: Mapping[str, str], dimensions: int, name: str) -> Place:
     steps = (axes * (np.ones(dimensions) if spacing is None else spacing)[:, None])[:count, :count].T
     first = np.zeros(count) if offset is None else offset[:count]
     placed = oriented and offset is not None
-    return Place(affine_of(steps, first, scale=scale), oriented, placed, spacing is not None, notes)
+    try:
+        affine = affine_of(steps, first, scale=scale)
+    except GeometryError as error:
+        raise GeometryError(f"{name} is damaged: {error}") from error
+    return Place(affine, oriented, placed, spacing is not None, notes)
 
 
 def _orientation_note(fields: Mapping[str, str], grid: Grid, place: Place, name: str) -> tuple[str, ...]:

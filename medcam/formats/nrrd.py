@@ -171,6 +171,8 @@ def place(file: NrrdFile, name: str) -> Place:
         raise GeometryError(f"{name} has {len(file.spatial)} axes in space; medcam reads images of two or three")
     try:
         return _by_directions(file, name) if "space directions" in file.fields else _by_spacings(file, name)
+    except GeometryError as error:
+        raise GeometryError(f"{name} is damaged: {error}") from error
     except (ValueError, TypeError, IndexError) as error:
         raise InputError(f"{name} is damaged: its spacings, directions or origin do not fit its axes") from error
 

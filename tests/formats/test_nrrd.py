@@ -315,8 +315,10 @@ def test_headers_that_contradict_themselves_are_refused_by_name(tmp_path: Path) 
         (good + "\nspace directions: (1,0,0) (0,1,0)", "not a readable NRRD"),
         (good + "\nspace directions: (1,0,0) (1,0,0) (0,0,1)\nspace: LPS", "folds space"),
         (good + "\nspace directions: none (1,0,0) none\nspace: LPS", "1 axes in space"),
+        (good + "\nspace directions: (1e300,0,0) (0,1,0) (0,0,1)\nspace: LPS", "no lengths in a patient"),
+        (good + "\nspace directions: (1,nan,0) (0,1,0) (0,0,1)\nspace: LPS", "no lengths in a patient"),
         (good + "\nspacings: 1 2", "do not fit its axes"),
-        (good + "\nspace units: mm mm cm\nspace directions: (1,0,0) (0,1,0) (0,0,1)", "different units"),
+        (good + "\nspace units: mm mm cm\nspace directions: (1,0,0) (0,1,0) (0,0,1)", "in different units"),
     ):
         with pytest.raises((InputError, GeometryError), match=words):
             read(write_by_hand(tmp_path / "a.nrrd", change, bytes(60)))
