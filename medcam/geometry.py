@@ -17,6 +17,8 @@ from medcam.errors import GeometryError
 from medcam.interpolation import NEGLIGIBLE_VOXELS, Slab, axis_pairs, sampler, slabs
 
 _LETTERS = (("L", "R"), ("P", "A"), ("I", "S"))
+# What rounding leaves between perpendicular axes: cosines below this.
+_RIGHT_ANGLES = 1e-4
 # The share of a value that was not looked at above which a voxel counts as not looked at.
 _NO_SHARE = 1e-6
 
@@ -117,6 +119,28 @@ class Grid:
         return self.shape == other.shape and bool(
             np.linalg.norm(self.world_mm(corners) - other.world_mm(corners), axis=1).max() <= tolerance_mm
         )
+
+
+def upright(grid: Grid) -> Grid:
+    """Return a grid at right angles that keeps the rows of a sheared one, its distances between lines and slices, and all its voxels.
+
+    The slices of a tilted gantry keep their planes and their spacing; there are more columns or rows, as far as the slices lean. A grid
+    that is not sheared is its own.
+    """
+    axes = grid.affine[:3, :3]
+    directions = axes / np.array(grid.spacing_mm)
+    if np.abs(directions.T @ directions - np.eye(3)).max() < _RIGHT_ANGLES:
+        return grid
+    # Gram and Schmidt's way: what is askew to the axes before loses its share along them.
+    turned, upper = np.linalg.qr(axes)
+    affine = grid.affine.copy()
+    affine[:3, :3] = turned * np.diag(upper)
+    ends = np.array(np.meshgrid(*[(0, n - 1) for n in grid.shape], indexing="ij")).reshape(3, -1).T
+    reached = Grid(grid.shape, affine).index(grid.world_mm(ends))
+    low = np.floor(reached.min(axis=0) + NEGLIGIBLE_VOXELS)
+    i, j, k = (int(n) + 1 for n in np.ceil(reached.max(axis=0) - NEGLIGIBLE_VOXELS) - low)
+    affine[:3, 3] = affine[:3, :3] @ low + affine[:3, 3]
+    return Grid((i, j, k), affine, grid.frame_of_reference)
 
 
 def index_map(onto: Grid, source: Grid) -> Float[np.ndarray, "4 4"]:

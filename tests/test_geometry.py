@@ -16,7 +16,7 @@ from scipy.ndimage import map_coordinates
 from conftest import blob, oblique_grid
 from medcam import interpolation
 from medcam.errors import GeometryError
-from medcam.geometry import Grid, covers, resample
+from medcam.geometry import Grid, covers, resample, upright
 
 finite = st.floats(-180, 180)
 
@@ -301,3 +301,28 @@ def test_a_coarse_map_is_placed_in_the_time_of_a_few_copies() -> None:
     result = resample(values, cells, volume, within=volume)
     ratios = [seconds(lambda: resample(values, cells, volume, within=volume)) / seconds(result.copy) for _ in range(5)]
     assert min(ratios) < 4
+
+
+@given(grids())
+def test_upright_has_right_angles_and_holds_every_voxel_in_the_same_planes(grid: Grid) -> None:
+    straight = upright(grid)
+    axes = straight.affine[:3, :3] / straight.spacing_mm
+    np.testing.assert_allclose(axes.T @ axes, np.eye(3), atol=1e-4)
+    corners = np.array(np.meshgrid(*[(0, n - 1) for n in grid.shape], indexing="ij")).reshape(3, -1).T
+    index = straight.index(grid.world_mm(corners))
+    assert (index > -0.01).all()
+    assert (index < np.array(straight.shape) - 0.99).all()
+    # Slices stay in their planes, rows in their lines, and no more is added than is needed.
+    np.testing.assert_allclose(index[:, 2], corners[:, 2], atol=1e-6)
+    assert straight.shape[2] == grid.shape[2]
+    np.testing.assert_allclose(straight.affine[:3, 0], grid.affine[:3, 0], atol=1e-9)
+    assert (np.ptp(index, axis=0) > np.array(straight.shape) - 3 + 1e-9).all()
+
+
+def test_what_has_right_angles_is_its_own_upright() -> None:
+    assert upright(oblique_grid()) == oblique_grid()
+    lean = np.diag([1.0, 2, 4, 1])
+    lean[1, 2] = -3.0  # each slice one and a half rows back
+    straight = upright(Grid((5, 6, 4), lean))
+    np.testing.assert_allclose(straight.affine, [[1, 0, 0, 0], [0, 2, 0, -10], [0, 0, 4, 0], [0, 0, 0, 1]], atol=1e-12)
+    assert straight.shape == (5, 6 + 5, 4)
