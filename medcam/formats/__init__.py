@@ -112,6 +112,8 @@ def _label(heatmap: Heatmap) -> str:
 WRITERS: dict[str, str] = {
     "nifti": "medcam.formats.nifti:write_nifti",
     "dicom-sc": "medcam.formats.dicom_secondary_capture:secondary_capture",
+    "nrrd": "medcam.formats.nrrd_writing:write_nrrd",
+    "seg-nrrd": "medcam.formats.nrrd_writing:write_seg_nrrd",
     "slicer": "medcam.formats.slicer:write_scene",
     "png": "medcam.formats.picture:write_png",
     "html": "medcam.report:write_html",
