@@ -24,6 +24,7 @@ from pydicom.uid import ExplicitVRLittleEndian, JPEGBaseline8Bit, JPEGExtended12
 
 from medcam import __version__
 from medcam.errors import OutputError
+from medcam.formats.dicom_code import code
 from medcam.formats.dicom_files import said
 from medcam.formats.dicom_patient import copy_element, empty_patient_and_study, own_text, with_patient_of
 from medcam.volume import Heatmap, Source
@@ -144,7 +145,7 @@ def derived_image(
     image = Dataset()
     image.Modality = modality
     image = finalised(image, heatmap, instance=instance, number=number, when=when, title=title)
-    add_references(image, heatmap.source)
+    add_references(image, heatmap.source, same_place=keeps_places(heatmap))
     image.DerivationDescription = own_text(derivation(heatmap), image, 1024)
     return image
 
@@ -185,7 +186,7 @@ def derived_uid(heatmap: Heatmap, role: str) -> str:
     """
     source = heatmap.source
     uids = [str(header.SOPInstanceUID) for header in source_instances(source)]
-    grid = [heatmap.grid.shape, heatmap.grid.affine.round(4).tolist()] if not any(source.slices) else []
+    grid = [] if keeps_places(heatmap) else [heatmap.grid.shape, heatmap.grid.affine.round(4).tolist()]
     values = [role, __version__, heatmap.recipe.to_json(), uids, source.slices, grid]
     if not heatmap.recipe.model_sha256:
         values.append(hashlib.sha256(heatmap.relevance.tobytes()).hexdigest())
@@ -248,14 +249,26 @@ def add_equipment(dataset: Dataset, heatmap: Heatmap, when: datetime) -> None:
     dataset.ContributingEquipmentSequence = [contribution]
 
 
-def add_references(dataset: Dataset, source: Source) -> None:
-    """Refer to the source's images, one by one, with the frames that were used, and as their series."""
+def keeps_places(heatmap: Heatmap) -> bool:
+    """Tell whether the voxels of a heatmap lie where pixels of its source lie: not on another grid, nor in tiles of a mosaic."""
+    source, (columns, rows, count) = heatmap.source, heatmap.grid.shape
+    headers = [header for k in range(len(source.slices)) if (header := source.header(k)) is not None]
+    return len(source.slices) == count and {(h.Columns, h.Rows) for h in headers} == {(columns, rows)}
+
+
+def add_references(dataset: Dataset, source: Source, *, same_place: bool) -> None:
+    """Refer to the source's images, one by one, with the frames that were used, and as their series.
+
+    Parameters
+    ----------
+    same_place
+        Whether each pixel lies where a pixel of the source lies.
+    """
     instances = source_instances(source)
     frames: dict[int, list[int]] = {n: [] for n in range(len(instances))}
     for picture in source.slices:
         if picture is not None and picture.number is not None:
             frames[picture.instance].append(picture.number)
-    same_place = any(source.slices)
     dataset.SourceImageSequence = [
         source_image(header, sorted(frames[n]), same_place=same_place) for n, header in enumerate(instances)
     ]
@@ -292,13 +305,6 @@ def reference(header: Dataset) -> Dataset:
     item = Dataset()
     item.ReferencedSOPClassUID = header.SOPClassUID
     item.ReferencedSOPInstanceUID = header.SOPInstanceUID
-    return item
-
-
-def code(value: str, scheme: str, meaning: str) -> Dataset:
-    """Return an item of a code sequence."""
-    item = Dataset()
-    item.CodeValue, item.CodingSchemeDesignator, item.CodeMeaning = value, scheme, meaning
     return item
 
 

@@ -139,7 +139,7 @@ def test_frames_of_multi_frame_images_are_named_and_each_image_once(tmp_path: Pa
     two = volume.source.instances[:2]
     slices = (Frame(0, 3), Frame(0, 1), None, Frame(1, 2))
     dataset = pydicom.Dataset()
-    add_references(dataset, replace(volume.source, instances=two, slices=slices))
+    add_references(dataset, replace(volume.source, instances=two, slices=slices), same_place=True)
     assert [item.ReferencedFrameNumber for item in dataset.SourceImageSequence] == [[1, 3], 2]
     assert [item.SpatialLocationsPreserved for item in dataset.SourceImageSequence] == ["YES", "YES"]
     (series,) = dataset.ReferencedSeriesSequence
@@ -147,7 +147,7 @@ def test_frames_of_multi_frame_images_are_named_and_each_image_once(tmp_path: Pa
         header.SOPInstanceUID for header in two
     ]
     resampled = pydicom.Dataset()
-    add_references(resampled, replace(volume.source, instances=two, slices=(None, None)))
+    add_references(resampled, replace(volume.source, instances=two, slices=(None, None)), same_place=False)
     assert ["ReferencedFrameNumber" in item for item in resampled.SourceImageSequence] == [False, False]
     assert [item.SpatialLocationsPreserved for item in resampled.SourceImageSequence] == ["NO", "NO"]
 

@@ -1,0 +1,241 @@
+"""Where each frame of a derived multi-frame image lies, and which picture it was made from: functional groups and dimensions.
+
+Frames follow the heatmap's own grid, slices interpolated into a gap included, and lie in the order of their positions along
+row x column: dcmqi's and OHIF's readers of Parametric Maps take that order for granted, and place a file in the opposite
+order as its mirror image, without a word.
+
+References
+----------
+DICOM PS3.3 C.7.6.16 (functional groups), C.7.6.17 (dimensions), C.7.6.2 (Image Plane).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Float
+from pydicom import Dataset
+from pydicom.datadict import tag_for_keyword
+from pydicom.valuerep import DSfloat
+
+from medcam.errors import OutputError
+from medcam.formats.dicom_derived import keeps_places, source_image, source_instances
+from medcam.formats.dicom_files import said
+from medcam.geometry import Grid
+from medcam.volume import Heatmap, Source, Volume
+
+_LPS_FROM_RAS = np.diag((-1.0, -1.0, 1.0))
+# As the reader: a slice may lie this share of a step off its place on the regular grid.
+_DRIFT_SHARE, _DRIFT_MM = 0.1, 0.01
+# Rows and columns of a frame are perpendicular; what DICOM's 16 characters can hold is far below these.
+_COSINES = 1e-4
+_DECIMALS = 6
+
+
+class Picture(NamedTuple):
+    """One frame to be written: the slice k that it shows, and the segment that it shows of it (from 1), if any."""
+
+    k: int
+    segment: int | None = None
+
+
+@dataclass(frozen=True)
+class Stack:
+    """Where the slices of a grid lie, in DICOM's words and millimetres (LPS).
+
+    Parameters
+    ----------
+    directions
+        Of an image row and of an image column.
+    spacing_mm
+        Between rows and between columns, in DICOM's order.
+    positions_mm
+        Of the centre of the first voxel of each slice k.
+    step_mm
+        From one slice to the next, along the normal.
+    lean_mm
+        How far the last slice lies off the normal through the first, by a tilted gantry.
+    order
+        The slices, in the order of their positions along row x column.
+    """
+
+    directions: Float[np.ndarray, "2 3"]
+    spacing_mm: tuple[float, float]
+    positions_mm: Float[np.ndarray, "k 3"]
+    step_mm: float
+    lean_mm: float
+    order: tuple[int, ...]
+
+
+def stack_of(grid: Grid) -> Stack:
+    """Return where the slices of a grid lie.
+
+    Raises
+    ------
+    OutputError
+        If the rows and the columns of a slice are not perpendicular, which DICOM cannot say. A tilted gantry it can.
+    """
+    lps = _LPS_FROM_RAS @ grid.affine[:3]
+    lengths = np.linalg.norm(lps[:, :2], axis=0)
+    directions = (lps[:, :2] / lengths).T
+    if abs(float(directions[0] @ directions[1])) > _COSINES:
+        raise OutputError(
+            "the rows and columns of this heatmap are not perpendicular, and DICOM frames are; put it on a regular grid "
+            "first, or write NIfTI"
+        )
+    normal = np.cross(directions[0], directions[1])
+    step = float(lps[:, 2] @ normal)
+    count = grid.shape[2]
+    positions = (lps[:, 3] + np.arange(count)[:, None] * lps[:, 2]).round(_DECIMALS)
+    order = range(count) if step > 0 else range(count - 1, -1, -1)
+    lean = float(np.linalg.norm(lps[:, 2] - step * normal)) * (count - 1)
+    return Stack(directions, (float(lengths[1]), float(lengths[0])), positions, abs(step), lean, tuple(order))
+
+
+def refuse_other_place(heatmap: Heatmap, volume: Volume) -> None:
+    """Refuse a heatmap whose slices do not lie where the pictures of its source say that they lie.
+
+    Raises
+    ------
+    OutputError
+        If the heatmap lies on another grid than the image, or the image elsewhere than its own source.
+    """
+    grid = heatmap.grid
+    if not grid.is_close(volume.grid):
+        raise OutputError(
+            f"the heatmap lies on a grid of shape {grid.shape} and the image on another, of shape {volume.grid.shape}; "
+            "give the image that the heatmap was made for"
+        )
+    if not heatmap.source.placed or not keeps_places(heatmap):
+        return
+    tolerance = max(_DRIFT_MM, _DRIFT_SHARE * grid.spacing_mm[2])
+    for k in range(grid.shape[2]):
+        said = _position(heatmap.source, k)
+        off = 0.0 if said is None else float(np.linalg.norm(_LPS_FROM_RAS @ grid.world_mm(np.array([0, 0, k])) - said))
+        if off > tolerance:
+            raise OutputError(
+                f"slice {k} of the heatmap lies {off:.2f} mm from where its DICOM header says; write the heatmap that lies "
+                "on the source's own grid"
+            )
+
+
+def _position(source: Source, k: int) -> Float[np.ndarray, " 3"] | None:
+    """Return where the picture of slice k says that its first pixel lies (LPS), or None where it does not say."""
+    frame = source.slices[k]
+    if frame is None:
+        return None
+    header = source.instances[frame.instance]
+    position = said(header, "ImagePositionPatient")
+    if frame.number is not None:
+        groups = said(header, "PerFrameFunctionalGroupsSequence") or ()
+        places = said(groups[frame.number - 1], "PlanePositionSequence") if len(groups) >= frame.number else None
+        position = said(places[0], "ImagePositionPatient") if places else None
+    return None if position is None else np.array(position, np.float64)
+
+
+def add_frames(
+    dataset: Dataset,
+    heatmap: Heatmap,
+    stack: Stack | None,
+    pictures: Sequence[Picture],
+    *,
+    derivation: Dataset,
+    uid: str,
+) -> None:
+    """Add what places the frames: dimensions, and shared and per-frame functional groups.
+
+    Parameters
+    ----------
+    stack
+        None for an image that does not say where in the patient it lies.
+    pictures
+        The frames, in the order in which their pixels are stored.
+    derivation
+        The code of how a frame was made from its source image.
+    uid
+        Of the organisation of dimensions.
+    """
+    kept = keeps_places(heatmap)
+    dataset.NumberOfFrames = len(pictures)
+    _add_dimensions(dataset, stack, pictures, uid)
+    shared = Dataset()
+    if stack is not None:
+        orientation = Dataset()
+        orientation.ImageOrientationPatient = decimals(stack.directions)
+        shared.PlaneOrientationSequence = [orientation]
+        shared.PixelMeasuresSequence = [_measures(heatmap.source, stack, same_place=kept)]
+    dataset.SharedFunctionalGroupsSequence = [shared]
+    rank = {k: n for n, k in enumerate(stack.order if stack else range(heatmap.grid.shape[2]), 1)}
+    items = []
+    for picture in pictures:
+        item = Dataset()
+        item.FrameContentSequence = [_content(picture, rank[picture.k], placed=stack is not None)]
+        if stack is not None:
+            place = Dataset()
+            place.ImagePositionPatient = decimals(stack.positions_mm[picture.k])
+            item.PlanePositionSequence = [place]
+        item.DerivationImageSequence = _derivation(heatmap.source, picture.k, derivation, same_place=kept)
+        if picture.segment is not None:
+            segment = Dataset()
+            segment.ReferencedSegmentNumber = picture.segment
+            item.SegmentIdentificationSequence = [segment]
+        items.append(item)
+    dataset.PerFrameFunctionalGroupsSequence = items
+
+
+def _add_dimensions(dataset: Dataset, stack: Stack | None, pictures: Sequence[Picture], uid: str) -> None:
+    pointers = [("ReferencedSegmentNumber", "SegmentIdentificationSequence")] * (pictures[0].segment is not None)
+    if stack is not None:
+        pointers.append(("ImagePositionPatient", "PlanePositionSequence"))
+    else:
+        pointers.append(("InStackPositionNumber", "FrameContentSequence"))
+    dataset.DimensionIndexSequence = []
+    for keyword, group in pointers:
+        item = Dataset()
+        item.DimensionOrganizationUID = uid
+        item.DimensionIndexPointer = tag_for_keyword(keyword)
+        item.FunctionalGroupPointer = tag_for_keyword(group)
+        item.DimensionDescriptionLabel = keyword
+        dataset.DimensionIndexSequence.append(item)
+    organization = Dataset()
+    organization.DimensionOrganizationUID = uid
+    dataset.DimensionOrganizationSequence = [organization]
+    if stack is not None and len(pictures) == len(stack.order) > 1:
+        dataset.DimensionOrganizationType = "3D"
+
+
+def _measures(source: Source, stack: Stack, *, same_place: bool) -> Dataset:
+    """Return a Pixel Measures item. A film gets none: its pixels are the source's, and it has no thickness to state."""
+    measures = Dataset()
+    measures.PixelSpacing = decimals(stack.spacing_mm)
+    thickness = said(source_instances(source)[0], "SliceThickness") if same_place else None
+    measures.SliceThickness = decimals([thickness or stack.step_mm])[0]
+    measures.SpacingBetweenSlices = decimals([stack.step_mm])[0]
+    return measures
+
+
+def _content(picture: Picture, rank: int, *, placed: bool) -> Dataset:
+    content = Dataset()
+    content.DimensionIndexValues = [rank] if picture.segment is None else [picture.segment, rank]
+    content.StackID, content.InStackPositionNumber = "1", rank
+    return content
+
+
+def _derivation(source: Source, k: int, derivation: Dataset, *, same_place: bool) -> list[Dataset]:
+    """Return what the Derivation Image Sequence of a frame of slice k holds: nothing where the slice is no picture."""
+    frame = source.slices[k] if k < len(source.slices) else None
+    if frame is None:
+        return []
+    item = Dataset()
+    item.DerivationCodeSequence = [derivation]
+    numbers = () if frame.number is None else (frame.number,)
+    item.SourceImageSequence = [source_image(source.instances[frame.instance], numbers, same_place=same_place)]
+    return [item]
+
+
+def decimals(values: object) -> list[DSfloat]:
+    """Return numbers in at most 16 characters, as DICOM writes them."""
+    return [DSfloat(float(value), auto_format=True) for value in np.ravel(np.array(values, float))]

@@ -1,0 +1,331 @@
+"""Write where the relevance is high as a DICOM Segmentation: a region that any viewer can draw over the source images.
+
+Such a region shows where a network's score came from. It outlines no lesion and no organ, and its codes say so: a Spatial and
+Relational Concept of the type Visual explanation.
+
+It is written with pydicom: highdicom's class refers to one multi-frame source only, and to none whose slices were resampled.
+
+References
+----------
+DICOM PS3.3 A.51 (the object), A.87 (as label map), C.8.20 (Segmentation Image), C.10.7.1.1 (CIELab).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeAlias
+
+import numpy as np
+from jaxtyping import UInt8
+from pydicom import Dataset
+from pydicom.uid import JPEGLSLossless, RLELossless, SegmentationStorage
+
+from medcam.errors import UsageError
+from medcam.formats.dicom_algorithm import (
+    VISUAL_EXPLANATION,
+    algorithm_identification,
+    algorithm_name,
+    explanation,
+)
+from medcam.formats.dicom_body_part import add_body_part, anatomic_region
+from medcam.formats.dicom_code import code
+from medcam.formats.dicom_derived import (
+    Instance,
+    add_pixel_history,
+    derived_image,
+    derived_instance,
+    derived_uid,
+    frame_of_reference,
+    saved,
+    source_instances,
+)
+from medcam.formats.dicom_frames import Picture, add_frames, refuse_other_place, stack_of
+from medcam.formats.dicom_patient import own_text
+from medcam.formats.exporting import Export
+from medcam.options import between, one_of
+from medcam.render import COLOURS
+from medcam.volume import Heatmap
+
+# Label Map Segmentation Storage, younger than pydicom's table.
+_LABEL_MAP = "1.2.840.10008.5.1.4.1.1.66.7"
+_SERIES_NUMBER = 9002
+_KINDS = ("binary", "fractional", "labelmap")
+# With pydicom's names of the encoders: GDCM's, which it would take first for RLE, ends the process at odd numbers of pixels.
+_SYNTAXES = {"rle": (RLELossless, "pydicom"), "jpeg-ls": (JPEGLSLossless, "pyjpegls")}
+# The stored value of the largest relevance.
+_WHOLE = 255
+_MOST_SEGMENTS = 255
+
+# One fraction of the maximum or several; the export's own if None.
+Thresholds: TypeAlias = Sequence[float | int] | float | int | None
+
+
+@dataclass(frozen=True)
+class _Wanted:
+    """The options of a segmentation, checked: fractions in rising order."""
+
+    kind: str
+    fractions: tuple[float, ...]
+    compress: str | None
+
+    @property
+    def role(self) -> str:
+        """What the object is, for its UIDs. Compression changes no pixel, so it is none of it."""
+        return f"{self.kind} segmentation from {', '.join(f'{fraction:g}' for fraction in self.fractions)}"
+
+
+def segmentation(
+    export: Export,
+    *,
+    thresholds: Thresholds = None,
+    kind: str = "binary",
+    compress: str | None = None,
+) -> tuple[Path, ...]:
+    """Write the Segmentation of an export, or nothing where there is no region: see `no_region`.
+
+    Voxels that were not looked at, and those that speak against the target, are in no segment.
+
+    Parameters
+    ----------
+    thresholds
+        Fractions of the positive maximum, above 0 and at most 1; the export's threshold by default.
+    kind
+        'binary': one segment for each threshold, with all voxels that reach it, so that a higher one lies within a lower. GDCM
+        (SimpleITK) and dcm2niix misread it where a slice's number of pixels is no multiple of 8.
+        'labelmap': one value a voxel, so the segments are bands from one threshold to the next; few viewers know this class.
+        'fractional': one segment without thresholds, whose values are the voxel's share of the largest relevance, 255 being
+        all of it. DICOM knows two kinds of fractions. A share is no probability of a disease, and says so in the segment's
+        description; but it is stored as PROBABILITY, since it means something when it is cut at a level (at half, it is the
+        binary segmentation at 0.5), and as OCCUPANCY its sum would be read as a volume.
+    compress
+        'rle', 'jpeg-ls' (dcmqi and so 3D Slicer refuse it) or None. A binary segmentation has one bit a voxel, which neither
+        can hold.
+
+    Raises
+    ------
+    UsageError
+        If an option is none of these.
+    OutputError
+        If the source is not DICOM, does not lie where the heatmap lies, or the file cannot be written.
+    """
+    dataset = segmentation_dataset(export, thresholds=thresholds, kind=kind, compress=compress)
+    return () if dataset is None else (saved(dataset, export.path("_seg.dcm")),)
+
+
+def segmentation_instance(
+    export: Export,
+    *,
+    thresholds: Thresholds = None,
+    kind: str = "binary",
+    compress: str | None = None,
+) -> Instance | None:
+    """Return the UIDs of what `segmentation` writes with these options, or None where it writes nothing."""
+    wanted = _wanted(export, thresholds, kind, compress)
+    return None if no_region(export.heatmap) else _instance(export.heatmap, wanted)
+
+
+def no_region(heatmap: Heatmap) -> str:
+    """Return why there is no region to segment, in a sentence for the user; '' where there is one."""
+    if not np.isfinite(heatmap.relevance).any():
+        return "No voxel was looked at, so there is no region to segment."
+    if not heatmap.maximum > 0:
+        return "No voxel speaks for the target, so there is no region to segment."
+    if not (heatmap.relevance < heatmap.maximum).any():
+        return "The relevance is the same everywhere, so there is no region to segment."
+    return ""
+
+
+def segmentation_dataset(
+    export: Export,
+    *,
+    thresholds: Thresholds = None,
+    kind: str = "binary",
+    compress: str | None = None,
+) -> Dataset | None:
+    """Return what `segmentation` writes with these options, or None where it writes nothing.
+
+    Raises
+    ------
+    UsageError, OutputError
+        As `segmentation`.
+    """
+    wanted = _wanted(export, thresholds, kind, compress)
+    heatmap = export.heatmap
+    headers = source_instances(heatmap.source)
+    refuse_other_place(heatmap, export.volume)
+    if no_region(heatmap):
+        return None
+    stack = stack_of(heatmap.grid) if heatmap.source.placed else None
+    order = stack.order if stack else range(heatmap.grid.shape[2])
+    dataset = derived_image(
+        heatmap, instance=_instance(heatmap, wanted), modality="SEG", number=_SERIES_NUMBER, when=export.when
+    )
+    dataset.ImageType = ["DERIVED", "PRIMARY"]
+    dataset.ContentLabel = "RELEVANCE"
+    dataset.ContentDescription = own_text(f"Where the network looked for {heatmap.target}", dataset, 64)
+    dataset.ContentCreatorName = ""
+    if stack is not None:
+        dataset.FrameOfReferenceUID = frame_of_reference(headers[0])
+        dataset.PositionReferenceIndicator = headers[0].get("PositionReferenceIndicator") or ""
+    else:
+        dataset.PatientOrientation = headers[0].get("PatientOrientation") or ""
+    add_body_part(dataset, headers[0])
+    add_pixel_history(dataset, headers)
+    # No pixel of the source is left in a mask.
+    dataset.BurnedInAnnotation, dataset.RecognizableVisualFeatures = "NO", "NO"
+    dataset.LossyImageCompression = dataset.get("LossyImageCompression") or "00"
+    dataset.SegmentationType = wanted.kind.upper()
+    dataset.SegmentsOverlap = "YES" if wanted.kind == "binary" and len(wanted.fractions) > 1 else "NO"
+    dataset.SegmentSequence = [
+        *([_background(dataset)] if wanted.kind == "labelmap" else []),
+        *(_segment(dataset, heatmap, wanted, n) for n in range(len(wanted.fractions) or 1)),
+    ]
+    pictures = _add_pixels(dataset, heatmap, wanted, order)
+    derivation = code("113076", "DCM", "Segmentation")
+    add_frames(
+        dataset,
+        heatmap,
+        stack,
+        pictures,
+        derivation=derivation,
+        uid=derived_uid(heatmap, f"{wanted.role} space"),
+    )
+    if wanted.compress is not None:
+        syntax, encoder = _SYNTAXES[wanted.compress]
+        dataset.compress(syntax, encoding_plugin=encoder, generate_instance_uid=False)
+    return dataset
+
+
+def _wanted(export: Export, thresholds: Thresholds, kind: str, compress: str | None) -> _Wanted:
+    one_of("kind", kind, _KINDS)
+    if compress is not None:
+        one_of("compress", compress, tuple(_SYNTAXES))
+        if kind == "binary":
+            raise UsageError(
+                f"a binary segmentation holds one bit a voxel, which {compress} cannot; leave compress away, or ask for "
+                "kind='labelmap'"
+            )
+    if kind == "fractional":
+        if thresholds is not None:
+            raise UsageError("a fractional segmentation holds the whole range of relevance and takes no thresholds")
+        return _Wanted(kind, (), compress)
+    if thresholds is None:
+        given: Sequence[float | int] = (export.threshold,)
+    else:
+        given = (thresholds,) if isinstance(thresholds, (int, float)) else tuple(thresholds)
+    for fraction in given:
+        if fraction != 1:
+            between("thresholds", fraction, 0, 1)
+    fractions = tuple(sorted({float(fraction) for fraction in given}))
+    if not 0 < len(fractions) <= _MOST_SEGMENTS:
+        raise UsageError(f"a segmentation has between 1 and {_MOST_SEGMENTS} thresholds, not {len(fractions)}")
+    return _Wanted(kind, fractions, compress)
+
+
+def _instance(heatmap: Heatmap, wanted: _Wanted) -> Instance:
+    sop_class = _LABEL_MAP if wanted.kind == "labelmap" else SegmentationStorage
+    return derived_instance(heatmap, sop_class=sop_class, role=wanted.role)
+
+
+def _segment(dataset: Dataset, heatmap: Heatmap, wanted: _Wanted, n: int) -> Dataset:
+    """Return the description of segment n (from 0)."""
+    where = _where(wanted, n)
+    colour = wanted.fractions[n] if wanted.fractions else 1.0
+    segment = Dataset()
+    segment.SegmentNumber = n + 1
+    segment.SegmentLabel = f"{own_text(heatmap.target, dataset, 64 - 2 - len(where))}: {where}"
+    segment.SegmentDescription = own_text(_description(heatmap, wanted, where), dataset, 1024)
+    segment.SegmentAlgorithmType = "AUTOMATIC"
+    segment.SegmentAlgorithmName = own_text(algorithm_name(heatmap), dataset, 64)
+    segment.SegmentationAlgorithmIdentificationSequence = algorithm_identification(heatmap)
+    segment.SegmentedPropertyCategoryCodeSequence = [code("309825002", "SCT", "Spatial and Relational Concept")]
+    kind = code(*VISUAL_EXPLANATION)
+    if explanation(heatmap) != VISUAL_EXPLANATION:
+        kind.SegmentedPropertyTypeModifierCodeSequence = [code(*explanation(heatmap))]
+    segment.SegmentedPropertyTypeCodeSequence = [kind]
+    if region := anatomic_region(source_instances(heatmap.source)[0]):
+        segment.AnatomicRegionSequence = [region]
+    segment.TrackingID = own_text(f"{heatmap.target}: {where}", dataset, 1024)
+    segment.TrackingUID = derived_uid(heatmap, f"region, {where}")
+    segment.RecommendedDisplayCIELabValue = _cielab(colour)
+    return segment
+
+
+def _where(wanted: _Wanted, n: int) -> str:
+    """Return what segment n (from 0) holds, in few words."""
+    if not wanted.fractions:
+        return "relevance"
+    low, *higher = (f"{100 * fraction:g} %" for fraction in wanted.fractions[n:])
+    return f"relevance {low} to {higher[0]}" if higher and wanted.kind == "labelmap" else f"relevance from {low}"
+
+
+def _description(heatmap: Heatmap, wanted: _Wanted, where: str) -> str:
+    what = f"{where.capitalize()} of its maximum" if wanted.fractions else f"{_WHOLE} times relevance by its maximum"
+    return (
+        f"{what} ({heatmap.maximum:.4g}) for {heatmap.target}, by {heatmap.recipe.method} of {heatmap.recipe.model}. It shows "
+        "where a network's score came from: it outlines no lesion and is no probability of disease. Research use only."
+    )
+
+
+def _background(dataset: Dataset) -> Dataset:
+    """Return the description of the value 0 of a label map."""
+    segment = Dataset()
+    segment.SegmentNumber = 0
+    segment.SegmentLabel = "Background"
+    segment.SegmentAlgorithmType = "AUTOMATIC"
+    segment.SegmentAlgorithmName = "medcam"
+    for keyword in ("SegmentedPropertyCategoryCodeSequence", "SegmentedPropertyTypeCodeSequence"):
+        setattr(segment, keyword, [code("125040", "DCM", "Background")])
+    segment.RecommendedDisplayCIELabValue = [0, 32896, 32896]
+    return segment
+
+
+def _cielab(share: float) -> list[int]:
+    """Return the colour that the overlay gives to a share of the maximum, in DICOM's 16-bit CIELab."""
+    import matplotlib
+    from highdicom.color import CIELabColor
+
+    red, green, blue, _ = matplotlib.colormaps[COLOURS](share)
+    return [int(value) for value in CIELabColor.from_rgb(255 * red, 255 * green, 255 * blue).value]
+
+
+def _add_pixels(dataset: Dataset, heatmap: Heatmap, wanted: _Wanted, order: Sequence[int]) -> list[Picture]:
+    """Add the pixels of all frames that are not empty, and return which those are."""
+    columns, rows, _ = heatmap.grid.shape
+    dataset.Rows, dataset.Columns = rows, columns
+    dataset.SamplesPerPixel, dataset.PhotometricInterpretation, dataset.PixelRepresentation = 1, "MONOCHROME2", 0
+    bits = 1 if wanted.kind == "binary" else 8
+    dataset.BitsAllocated, dataset.BitsStored, dataset.HighBit = bits, bits, bits - 1
+    if wanted.kind == "fractional":
+        dataset.SegmentationFractionalType, dataset.MaximumFractionalValue = "PROBABILITY", _WHOLE
+    if wanted.kind == "labelmap":
+        dataset.add_new("PixelPaddingValue", "US", 0)
+    pictures, frames = [], []
+    for picture, frame in _frames(heatmap, wanted, order):
+        if frame.any():
+            pictures.append(picture)
+            frames.append(frame.ravel())
+    pixels = np.concatenate(frames)
+    content = np.packbits(pixels, bitorder="little").tobytes() if bits == 1 else pixels.tobytes()
+    dataset.PixelData = content + b"\0" * (len(content) % 2)
+    dataset["PixelData"].VR = "OB"
+    return pictures
+
+
+def _frames(
+    heatmap: Heatmap, wanted: _Wanted, order: Sequence[int]
+) -> Iterator[tuple[Picture, UInt8[np.ndarray, "j i"]]]:
+    """Yield all frames, rows downwards, segment by segment and slice by slice."""
+    levels = [np.float32(fraction * heatmap.maximum) for fraction in wanted.fractions]
+    for n, _ in enumerate(levels) if wanted.kind == "binary" else [(0, None)]:
+        for k in order:
+            shown = np.nan_to_num(heatmap.relevance[:, :, k].T, nan=-1.0)
+            if wanted.kind == "binary":
+                yield Picture(k, n + 1), (shown >= levels[n]).astype(np.uint8)
+            elif wanted.kind == "labelmap":
+                yield Picture(k), np.digitize(shown, levels).astype(np.uint8)
+            else:
+                share = np.rint(_WHOLE * (shown / np.float32(heatmap.maximum)).clip(0, 1))
+                yield Picture(k, 1), share.astype(np.uint8)
