@@ -114,9 +114,15 @@ WRITERS: dict[str, str] = {
     "dicom-sc": "medcam.formats.dicom_secondary_capture:secondary_capture",
     "nrrd": "medcam.formats.nrrd_writing:write_nrrd",
     "seg-nrrd": "medcam.formats.nrrd_writing:write_seg_nrrd",
+    "dicom-seg": "medcam.formats.dicom_segmentation:segmentation",
+    "dicom-pm": "medcam.formats.dicom_parametric_map:parametric_map",
     "slicer": "medcam.formats.slicer:write_scene",
     "png": "medcam.formats.picture:write_png",
     "html": "medcam.report:write_html",
 }
 # What refuses a source that a format cannot be written for, before anything is computed.
-CHECKS: dict[str, str] = {"dicom-sc": "medcam.formats.dicom_derived:source_instances"}
+CHECKS: dict[str, str] = {
+    "dicom-sc": "medcam.formats.dicom_derived:source_instances",
+    "dicom-seg": "medcam.formats.dicom_derived:source_instances",
+    "dicom-pm": "medcam.formats.dicom_parametric_map:refuse_unplaced",
+}
