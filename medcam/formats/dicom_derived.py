@@ -106,7 +106,7 @@ def sanitised(header: Dataset) -> Dataset:
 
 
 def finalised(
-    dataset: Dataset, heatmap: Heatmap, *, instance: Instance, number: int, when: datetime, title: str = ""
+    dataset: Dataset, heatmap: Heatmap, *, instance: Instance, number: int, when: datetime, kind: str = ""
 ) -> Dataset:
     """Return a dataset with all that does not depend on the kind of object, in place of what a library may have put there.
 
@@ -120,15 +120,15 @@ def finalised(
         SeriesNumber; moved away from the source's own if equal.
     when
         The moment to write down, with its time zone.
-    title
-        How SeriesDescription begins; method and target if empty. `WARNING` follows.
+    kind
+        What SeriesDescription calls it, in a word or two after the method: 'grad-cam region: lesion NOT FOR DIAGNOSTIC USE'.
     """
     first = source_instances(heatmap.source)[0]
     final = with_patient_of(first, dataset)
     final.SOPClassUID, final.SOPInstanceUID, final.SeriesInstanceUID = instance
     final.SeriesNumber = number + 100 if said(first, "SeriesNumber") == number else number
     final.InstanceNumber = 1
-    final.SeriesDescription = _series_description(heatmap, final, title)
+    final.SeriesDescription = _series_description(heatmap, final, kind)
     add_dates(final, first, when)
     add_equipment(final, heatmap, when)
     final.file_meta = FileMetaDataset()
@@ -139,12 +139,12 @@ def finalised(
 
 
 def derived_image(
-    heatmap: Heatmap, *, instance: Instance, modality: str, number: int, when: datetime, title: str = ""
+    heatmap: Heatmap, *, instance: Instance, modality: str, number: int, when: datetime, kind: str = ""
 ) -> Dataset:
     """Return what every derived image begins with: a finalised dataset that says what it was derived from, and how."""
     image = Dataset()
     image.Modality = modality
-    image = finalised(image, heatmap, instance=instance, number=number, when=when, title=title)
+    image = finalised(image, heatmap, instance=instance, number=number, when=when, kind=kind)
     add_references(image, heatmap.source, same_place=keeps_places(heatmap))
     image.DerivationDescription = own_text(derivation(heatmap), image, 1024)
     return image
@@ -203,10 +203,10 @@ def frame_of_reference(header: Dataset) -> str:
     return str(named) if named else _uid(f"frame of reference {header.SeriesInstanceUID}")
 
 
-def _series_description(heatmap: Heatmap, dataset: Dataset, title: str) -> str:
+def _series_description(heatmap: Heatmap, dataset: Dataset, kind: str) -> str:
     verdict = "" if heatmap.maximum > 0 else "no positive evidence, "
-    words = title or f"{heatmap.recipe.method}: {verdict}{heatmap.target}"
-    return f"{own_text(words, dataset, 64 - 1 - len(WARNING))} {WARNING}"
+    words = f"{heatmap.recipe.method} {kind}".strip()
+    return f"{own_text(f'{words}: {verdict}{heatmap.target}', dataset, 64 - 1 - len(WARNING))} {WARNING}"
 
 
 def derivation(heatmap: Heatmap) -> str:

@@ -115,7 +115,7 @@ def parametric_map_dataset(export: Export, *, unseen: float | int | None = None)
             "explain that, or write dicom-seg or dicom-sc, which keep each slice in its place"
         )
     dataset = derived_image(
-        heatmap, instance=_instance(heatmap, unseen), modality="OT", number=_SERIES_NUMBER, when=export.when
+        heatmap, instance=_instance(heatmap, unseen), modality="OT", number=_SERIES_NUMBER, when=export.when, kind="map"
     )
     dataset.ImageType = ["DERIVED", "PRIMARY", "VOLUME", "QUANTITY"]
     dataset.ContentQualification = "RESEARCH"

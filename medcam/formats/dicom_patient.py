@@ -15,7 +15,7 @@ from pydicom.charset import convert_encodings
 from pydicom.datadict import dictionary_VR, tag_for_keyword
 from pydicom.dataelem import DataElement, RawDataElement
 
-# Elements of a patient and a study that must be there even when empty (type 2), and those that are copied if not empty.
+# Elements of a patient and a study that must be there even when empty (type 2), and those that are copied where given.
 _ALWAYS = (
     "PatientName PatientID PatientBirthDate PatientSex StudyInstanceUID StudyDate StudyTime ReferringPhysicianName "
     "StudyID AccessionNumber"
@@ -31,6 +31,13 @@ _WHERE_GIVEN = (
     "AdmittingDiagnosesDescription PatientAge PatientSize PatientWeight Occupation AdditionalPatientHistory "
     "PatientSexNeutered"
 )
+# Of these, no standard object holds an empty one.
+_NEVER_EMPTY = (
+    "IssuerOfPatientIDQualifiersSequence OtherPatientIDsSequence PatientSpeciesDescription PatientSpeciesCodeSequence "
+    "PatientBreedCodeSequence ResponsiblePersonRole DeidentificationMethod DeidentificationMethodCodeSequence "
+    "ClinicalTrialSponsorName ClinicalTrialProtocolID ClinicalTrialSubjectID ClinicalTrialSubjectReadingID "
+    "IssuerOfAccessionNumberSequence ProcedureCodeSequence"
+)
 _COPIED = frozenset(tag_for_keyword(keyword) for keyword in f"SpecificCharacterSet {_ALWAYS} {_WHERE_GIVEN}".split())
 _TEXTS = ("LO", "LT", "PN", "SH", "ST", "UC", "UT")
 _UTF8 = "ISO_IR 192"
@@ -44,9 +51,10 @@ def with_patient_of(header: Dataset, dataset: Dataset) -> Dataset:
     tell which one can be meant.
     """
     whose = Dataset()
-    for keyword in _ALWAYS.split():
+    always, where_given, never_empty = _ALWAYS.split(), _WHERE_GIVEN.split(), _NEVER_EMPTY.split()
+    for keyword in (*always, *(each for each in where_given if each in header and each not in never_empty)):
         setattr(whose, keyword, "")
-    copied = [copy_element(header, keyword, whose) for keyword in f"{_ALWAYS} {_WHERE_GIVEN}".split()]
+    copied = [copy_element(header, keyword, whose) for keyword in (*always, *where_given)]
     charset = header.get("SpecificCharacterSet")
     if not charset:
         charset = _UTF8 if _is_utf8(b"".join(copied)) else "ISO_IR 100"

@@ -160,7 +160,12 @@ def segmentation_dataset(
     stack = stack_of(heatmap.grid) if heatmap.source.placed else None
     order = stack.order if stack else range(heatmap.grid.shape[2])
     dataset = derived_image(
-        heatmap, instance=_instance(heatmap, wanted), modality="SEG", number=_SERIES_NUMBER, when=export.when
+        heatmap,
+        instance=_instance(heatmap, wanted),
+        modality="SEG",
+        number=_SERIES_NUMBER,
+        when=export.when,
+        kind="region",
     )
     dataset.ImageType = ["DERIVED", "PRIMARY"]
     dataset.ContentLabel = "RELEVANCE"

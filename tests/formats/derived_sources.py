@@ -16,6 +16,7 @@ import numpy as np
 import pydicom
 import pytest
 from pydicom import Dataset
+from pydicom.data import get_testdata_file
 from pydicom.uid import EnhancedMRImageStorage, generate_uid
 
 from formats.dicom_phantom import AXIAL, GEOMETRIES, affine_of, decimals, save, stored_values, write_film, write_series
@@ -258,3 +259,27 @@ def by_dcm2niix(path: Path, folder: Path) -> Path:
     )
     (file,) = folder.glob("*.nii")
     return file
+
+
+# Real images, and those of their own elements of which a validator complains wherever they are copied.
+REAL = {
+    "cxr_dicom/RG1_J2KI.dcm": ("ReferringPhysicianName", "OtherPatientIDs"),
+    "cxr_dicom/DX_thorax.dcm": (),
+    "ct_dicomseg": ("PatientName",),
+    "dicom_mr_series/memprage_oblique.zip": ("PatientName",),
+    "CT_small.dcm": ("PatientWeight",),
+    "MR_small.dcm": ("NameOfPhysiciansReadingStudy",),
+}
+
+
+def real_volume(name: str, real_data: Path, folder: Path) -> Volume:
+    """Return an image of `REAL`."""
+    if "/" not in name and name.endswith(".dcm"):
+        return read_dicom(Path(get_testdata_file(name)))
+    if not name.startswith("ct_dicomseg"):
+        return read_dicom(real_data / name, allow_gaps=True)
+    # The folder also holds a segmentation and NIfTI files.
+    folder.mkdir()
+    for file in sorted((real_data / name).glob("0*.dcm")):
+        shutil.copy(file, folder)
+    return read_dicom(folder)

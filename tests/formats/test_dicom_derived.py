@@ -13,6 +13,7 @@ from highdicom.ko import KeyObjectSelection, KeyObjectSelectionDocument
 from highdicom.sr import CodedConcept
 from pydicom.uid import KeyObjectSelectionDocumentStorage
 
+from formats.derived_sources import disagreements, export_of, series
 from formats.dicom_phantom import GEOMETRIES, MARKERS, stored_values, write_series
 from medcam.errors import OutputError
 from medcam.formats.dicom import read_dicom
@@ -25,6 +26,7 @@ from medcam.formats.dicom_derived import (
     source_headers,
     source_instances,
 )
+from medcam.formats.dicom_segmentation import segmentation
 from medcam.recipe import Recipe
 from medcam.volume import Frame, Heatmap, Source, Volume
 
@@ -81,6 +83,17 @@ def test_a_library_takes_sanitised_headers_and_the_patient_comes_back(case: str,
     assert dataset.SeriesDescription == "grad-cam: lesion (class 0) NOT FOR DIAGNOSTIC USE"
     assert len(dataset.CurrentRequestedProcedureEvidenceSequence[0].ReferencedSeriesSequence[0]) > 0
     assert len(dataset.ContributingEquipmentSequence) == 1
+
+
+def test_what_the_source_says_with_no_value_stays_where_a_standard_object_may_hold_it(tmp_path: Path) -> None:
+    empty = {"StudyDescription": "", "PatientSize": None, "ClinicalTrialSiteID": "", "DeidentificationMethod": ""}
+    volume = series(tmp_path / "source", "oblique", tags=empty | {"ClinicalTrialSponsorName": "a sponsor"})
+    export = export_of(volume, tmp_path)
+    (path,) = segmentation(export)
+    dataset = pydicom.dcmread(path)
+    assert [keyword in dataset for keyword in empty] == [True, False, True, False]
+    different = [line for line in disagreements(tmp_path / "source", path) if "DeidentificationMethod" not in line]
+    assert different == []
 
 
 def test_texts_however_deep_fit_the_sources_character_set(tmp_path: Path) -> None:

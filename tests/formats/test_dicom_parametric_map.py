@@ -19,6 +19,7 @@ from formats.derived_sources import (
     FILMS,
     ODD,
     PLACED,
+    REAL,
     RECIPE,
     blob,
     by_dcm2niix,
@@ -26,12 +27,13 @@ from formats.derived_sources import (
     complaints,
     disagreements,
     export_of,
+    real_volume,
     series,
     volume_of,
 )
 from medcam.engine.methods import EXPLAINERS
 from medcam.errors import OutputError
-from medcam.formats import dicom_algorithm
+from medcam.formats import check_formats, dicom_algorithm, write
 from medcam.formats.dicom_algorithm import explanation
 from medcam.formats.dicom_parametric_map import (
     parametric_map,
@@ -60,6 +62,25 @@ def test_the_validator_has_nothing_against_a_map_of(case: str, tmp_path: Path) -
     export = export_of(volume_of(case, tmp_path / "source"), tmp_path)
     found = complaints(written(export), "ParametricMap")
     assert found == []
+
+
+@pytest.mark.parametrize("name", [name for name in REAL if not name.startswith("cxr")])
+def test_the_validator_complains_of_real_maps_only_about_the_sources_own_words(
+    name: str, real_data: Path, tmp_path: Path
+) -> None:
+    export = export_of(real_volume(name, real_data, tmp_path / "source"), tmp_path)
+    path = written(export)
+    found = complaints(path, "ParametricMap")
+    assert [line for line in found if not any(f"</{keyword}(" in line for keyword in REAL[name])] == []
+    assert not any(line.startswith("Error") for line in found)
+    image = SimpleITK.ReadImage(str(by_dcmqi("paramap2itkimage", path, tmp_path / "out") / "pmap.nrrd"))
+    array = SimpleITK.GetArrayFromImage(image)
+    np.testing.assert_array_equal(array, export.heatmap.relevance.T)
+    k, j, i = (int(n) for n in np.unravel_index(np.argmax(array), array.shape))
+    x, y, z = image.TransformIndexToPhysicalPoint((i, j, k))
+    peak = export.heatmap.peak()
+    assert peak is not None
+    assert np.linalg.norm(np.array((-x, -y, z)) - peak.world_mm) < 1e-3
 
 
 @pytest.mark.parametrize("case", ["a CT", "an oblique MR", "an enhanced MR", "latin letters"])
@@ -188,7 +209,7 @@ def test_it_says_what_it_is_and_how_it_was_made(tmp_path: Path) -> None:
     )
     assert (dataset.BurnedInAnnotation, dataset.RecognizableVisualFeatures) == ("NO", "NO")
     assert (dataset.SeriesNumber, dataset.BitsAllocated) == (9003, 32)
-    assert dataset.SeriesDescription.endswith("NOT FOR DIAGNOSTIC USE")
+    assert dataset.SeriesDescription == "grad-cam map: lesion (class 0) NOT FOR DIAGNOSTIC USE"
     assert "ab" * 32 in dataset.DerivationDescription
     assert dataset.FrameOfReferenceUID == volume.grid.frame_of_reference
     (reference,) = dataset.ReferencedSeriesSequence
@@ -215,11 +236,22 @@ def test_a_film_is_refused_before_anything_is_computed(case: str, tmp_path: Path
     volume = volume_of(case, tmp_path / "source")
     with pytest.raises(OutputError, match=r"does not say where it lies.*dicom-seg"):
         refuse_unplaced(volume.source)
+    with pytest.raises(OutputError, match="does not say where it lies"):
+        check_formats("dicom-seg,dicom-pm(unseen=0)", volume, threshold=0.5)
+    assert len(check_formats("dicom-seg(thresholds=[0.2,0.6])", volume, threshold=0.5)) == 1
     export = export_of(volume, tmp_path / "out")
     assert parametric_map_instance(export) is None
     with pytest.raises(OutputError, match="does not say where it lies"):
         parametric_map(export)
     assert not (tmp_path / "out").exists()
+
+
+def test_both_are_written_by_name_with_their_options(tmp_path: Path) -> None:
+    volume = volume_of("a CT", tmp_path / "source")
+    heat = export_of(volume, tmp_path).heatmap
+    files = write(heat, volume, tmp_path / "out", formats="dicom-seg(kind='labelmap'),dicom-pm", label="x")
+    assert [file.name for file in files] == ["x_seg.dcm", "x_pm.dcm"]
+    assert pydicom.dcmread(files[0]).SegmentationType == "LABELMAP"
 
 
 def test_a_series_without_a_frame_of_reference_is_refused_in_words(tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ from formats.derived_sources import (
     FILMS,
     ODD,
     PLACED,
+    REAL,
     RECIPE,
     WHEN,
     blob,
@@ -27,8 +28,10 @@ from formats.derived_sources import (
     complaints,
     disagreements,
     export_of,
+    real_volume,
     volume_of,
 )
+from formats.dicom_phantom import MARKERS
 from medcam.errors import OutputError, UsageError
 from medcam.formats.dicom_segmentation import (
     no_region,
@@ -64,6 +67,25 @@ def stored(path: Path) -> tuple[pydicom.Dataset, np.ndarray]:
 def test_the_validator_has_nothing_against_a_segmentation_of(case: str, kind: str, tmp_path: Path) -> None:
     export = export_of(volume_of(case, tmp_path / "source"), tmp_path)
     assert complaints(written(export, **KINDS[kind]), "Segmentation") == []
+
+
+@pytest.mark.parametrize("name", REAL)
+def test_the_validator_complains_of_real_segmentations_only_about_the_sources_own_words(
+    name: str, real_data: Path, tmp_path: Path
+) -> None:
+    volume = real_volume(name, real_data, tmp_path / "source")
+    export = export_of(volume, tmp_path)
+    path = written(export, thresholds=[0.3, 0.6])
+    found = complaints(path, "Segmentation")
+    assert [line for line in found if not any(f"</{keyword}(" in line for keyword in REAL[name])] == []
+    assert not any(line.startswith("Error") for line in found)
+    if volume.source.placed:
+        by = SimpleITK.ReadImage(str(by_dcmqi("segimage2itkimage", path, tmp_path / "out") / "2.nrrd"))
+        voxels = np.argwhere(SimpleITK.GetArrayFromImage(by) > 0)[:, ::-1]
+        expected = export.heatmap.mask(0.6)
+        assert len(voxels) == expected.sum()
+        x, y, z = by.TransformContinuousIndexToPhysicalPoint(voxels.mean(0).tolist())
+        assert np.linalg.norm((-x, -y, z) - centroid(expected, export.heatmap.grid.affine)) < 1e-3
 
 
 @pytest.mark.parametrize("case", ["a CT", "an oblique MR", "an enhanced MR", "latin letters", "a CR film", "a DX film"])
@@ -265,6 +287,7 @@ def test_it_says_what_it_is_and_how_it_was_made(tmp_path: Path) -> None:
     assert parts[0].AlgorithmFamilyCodeSequence[0].CodeValue == "123110"
     assert segment.SegmentLabel.endswith(": relevance from 50 %")
     assert len(segment.SegmentLabel) <= 64
+    assert dataset.SeriesDescription.startswith("grad-cam region: Lasion Lasion")
     assert dataset.SeriesDescription.endswith("NOT FOR DIAGNOSTIC USE")
     assert (dataset.Modality, dataset.SeriesNumber, dataset.ImageType[0]) == ("SEG", 9002, "DERIVED")
     assert (dataset.BurnedInAnnotation, dataset.RecognizableVisualFeatures) == ("NO", "NO")
@@ -318,6 +341,16 @@ def test_with_the_clock_held_two_files_are_equal_to_the_byte(tmp_path: Path) -> 
     export = export_of(volume_of("an enhanced MR", tmp_path / "source"), tmp_path)
     first = written(export, thresholds=[0.3, 0.6]).read_bytes()
     assert written(export, thresholds=[0.3, 0.6]).read_bytes() == first
+
+
+def test_identity_stays_in_the_patients_own_elements(tmp_path: Path) -> None:
+    export = export_of(volume_of("an enhanced MR", tmp_path / "source"), tmp_path)
+    path = written(export)
+    dataset, _ = stored(path)
+    assert (str(dataset.PatientName), dataset.PatientID) == MARKERS
+    del dataset.PatientName, dataset.PatientID
+    assert not any(marker in str(dataset) for marker in MARKERS)
+    assert not any(marker in path.name for marker in MARKERS)
 
 
 @pytest.mark.parametrize(
