@@ -112,7 +112,7 @@ def secondary_capture(
     )
     dataset.ConversionType = "WSD"
     dataset.ImageType = ["DERIVED", "SECONDARY", "OTHER"]
-    _add_source(dataset, only(source, shown), edge)
+    _add_source(dataset, only(source, shown), edge, same_place=dicom_derived.keeps_places(heatmap) and edge is None)
     _add_words(dataset, export, slices, most)
     if volume.source.placed:
         _add_places(dataset, export, shown, edge)
@@ -160,16 +160,14 @@ def _border(export: Export) -> Border:
     return border(rows, columns, letters=letters, threshold=export.threshold, warnings=warnings)
 
 
-def _add_source(dataset: Dataset, source: Source, edge: Border | None) -> None:
+def _add_source(dataset: Dataset, source: Source, edge: Border | None, *, same_place: bool) -> None:
     first = source.instances[0]
-    dicom_derived.add_references(dataset, source)
+    dicom_derived.add_references(dataset, source, same_place=same_place)
     dataset.PatientOrientation = said(first, "PatientOrientation") or ""
     add_body_part(dataset, first)
     dicom_derived.add_pixel_history(dataset, source.instances)
     if edge is not None:
         dataset.BurnedInAnnotation = "YES"
-        for item in dataset.SourceImageSequence:
-            item.SpatialLocationsPreserved = "NO"
 
 
 def _add_words(dataset: Dataset, export: Export, slices: str, most: int) -> None:
