@@ -244,8 +244,7 @@ def add_equipment(dataset: Dataset, heatmap: Heatmap, when: datetime) -> None:
         each.DeviceSerialNumber = __version__
     contribution.PurposeOfReferenceCodeSequence = [code("109102", "DCM", "Processing Equipment")]
     contribution.ContributionDateTime = when.strftime("%Y%m%d%H%M%S%z")
-    words = f"{heatmap.recipe.method} of the network {heatmap.recipe.model}; {WARNING}"
-    contribution.ContributionDescription = own_text(words, dataset, 1024)
+    contribution.ContributionDescription = own_text(f"{WARNING}. {derivation(heatmap)}", dataset, 1024)
     dataset.ContributingEquipmentSequence = [contribution]
 
 
