@@ -116,6 +116,9 @@ WRITERS: dict[str, str] = {
     "seg-nrrd": "medcam.formats.nrrd_writing:write_seg_nrrd",
     "dicom-seg": "medcam.formats.dicom_segmentation:segmentation",
     "dicom-pm": "medcam.formats.dicom_parametric_map:parametric_map",
+    "dicom-sr": "medcam.formats.dicom_report:structured_report",
+    "dicom-ps": "medcam.formats.dicom_presentation:presentation_state",
+    "dicom-ko": "medcam.formats.dicom_key_objects:key_objects",
     "slicer": "medcam.formats.slicer:write_scene",
     "png": "medcam.formats.picture:write_png",
     "html": "medcam.report:write_html",
@@ -125,4 +128,7 @@ CHECKS: dict[str, str] = {
     "dicom-sc": "medcam.formats.dicom_derived:source_instances",
     "dicom-seg": "medcam.formats.dicom_derived:source_instances",
     "dicom-pm": "medcam.formats.dicom_parametric_map:refuse_unplaced",
+    "dicom-sr": "medcam.formats.dicom_derived:source_instances",
+    "dicom-ps": "medcam.formats.dicom_derived:source_instances",
+    "dicom-ko": "medcam.formats.dicom_derived:source_instances",
 }

@@ -12,6 +12,7 @@ from pkgutil import resolve_name
 from pydicom import Dataset
 
 from medcam.formats.dicom_derived import Instance, sanitised, source_instances
+from medcam.formats.dicom_patient import empty_patient_and_study
 from medcam.formats.exporting import Export
 
 # What tells the UIDs of what a format writes: a function of the export and the format's options.
@@ -41,6 +42,7 @@ def evidence(export: Export, instances: Sequence[Instance] = ()) -> list[Dataset
     derived = []
     for instance in instances:
         item = Dataset()
+        empty_patient_and_study(item)
         item.StudyInstanceUID, item.SeriesInstanceUID = sources[0].StudyInstanceUID, instance.series
         item.SOPClassUID, item.SOPInstanceUID = instance.sop_class, instance.sop_instance
         derived.append(item)

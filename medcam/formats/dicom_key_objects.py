@@ -1,0 +1,97 @@
+"""Write which objects of an export belong together: a Key Object Selection, DICOM's list of what to look at.
+
+References
+----------
+DICOM PS3.3 A.35.4 (the object); PS3.16 TID 2010 (Key Object Selection), CID 7010 (titles).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+from highdicom.ko import KeyObjectSelection, KeyObjectSelectionDocument
+from highdicom.sr import CodedConcept
+from pydicom import Dataset
+from pydicom.uid import (
+    Comprehensive3DSRStorage,
+    GrayscaleSoftcopyPresentationStateStorage,
+    KeyObjectSelectionDocumentStorage,
+)
+
+from medcam.errors import UsageError
+from medcam.formats.dicom_companions import companions, evidence
+from medcam.formats.dicom_derived import WARNING, Instance, derivation, derived_instance, finalised, saved
+from medcam.formats.dicom_observer import observer
+from medcam.formats.exporting import Export
+
+_SERIES_NUMBER = 9005
+# In the order in which they are worth a look.
+_GATHERED = ("dicom-sc", "dicom-seg", "dicom-pm", "dicom-sr", "dicom-ps")
+# These have no pixels.
+_DOCUMENTS = (Comprehensive3DSRStorage, GrayscaleSoftcopyPresentationStateStorage)
+
+
+def key_objects(export: Export) -> tuple[Path, ...]:
+    """Write the list of all DICOM objects that an export writes beside it, in the source's study.
+
+    Raises
+    ------
+    UsageError
+        If it writes no other.
+    OutputError
+        If the source is not DICOM, or the file cannot be written.
+    """
+    return (saved(key_objects_dataset(export), export.path("_ko.dcm")),)
+
+
+def key_objects_instance(export: Export) -> Instance | None:
+    """Return the UIDs of what `key_objects` writes, or None where there is nothing to gather."""
+    gathered = list(companions(export, _GATHERED).values())
+    return _instance(export, gathered) if gathered else None
+
+
+def key_objects_dataset(export: Export) -> Dataset:
+    """Return what `key_objects` writes.
+
+    Raises
+    ------
+    UsageError
+        As `key_objects`.
+    """
+    gathered = list(companions(export, _GATHERED).values())
+    if not gathered:
+        raise UsageError(
+            "dicom-ko lists the other DICOM objects of an export, and this one writes none; ask for some of "
+            f"{', '.join(_GATHERED)} with it"
+        )
+    heatmap, instance = export.heatmap, _instance(export, gathered)
+    objects = evidence(export, gathered)[-len(gathered) :]
+    for item in objects:
+        if item.SOPClassUID not in _DOCUMENTS:
+            # By these the library tells images from documents; neither is written.
+            item.Columns, item.Rows, _ = heatmap.grid.shape
+    content = KeyObjectSelection(
+        CodedConcept("113009", "DCM", "For Research"),
+        objects,
+        observer_device_context=observer(),
+        description=f"{WARNING}. {derivation(heatmap)}",
+    )
+    document = KeyObjectSelectionDocument(
+        objects,
+        content,
+        series_instance_uid=instance.series,
+        series_number=_SERIES_NUMBER,
+        sop_instance_uid=instance.sop_instance,
+        instance_number=1,
+        manufacturer="medcam",
+    )
+    return finalised(document, heatmap, instance=instance, number=_SERIES_NUMBER, when=export.when)
+
+
+def _instance(export: Export, gathered: Sequence[Instance]) -> Instance:
+    # Another list is another instance.
+    return derived_instance(
+        export.heatmap, sop_class=KeyObjectSelectionDocumentStorage, role=f"key objects {json.dumps(gathered)}"
+    )
