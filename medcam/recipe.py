@@ -75,17 +75,39 @@ class Recipe:
         Raises
         ------
         InputError
-            If the values are of another schema version, or a name is missing or unknown.
+            If the values are of another schema version, a name is missing or unknown, or a value is of the wrong kind.
         """
         given = dict(values)
         version = given.pop("recipe_version", None)
         if version != VERSION:
             raise InputError(f"this recipe has version {version}; this medcam reads version {VERSION}")
-        known = {f.name for f in fields(Recipe)}
-        if unknown := sorted(set(given) - known):
+        kinds = {f.name: str(f.type) for f in fields(Recipe)}
+        if unknown := sorted(set(given) - set(kinds)):
             raise InputError(f"a recipe has no entry named {', '.join(unknown)}")
+        for name, value in given.items():
+            if not _is_of(kinds[name], value):
+                raise InputError(
+                    f"the recipe's entry '{name}' is damaged: {kinds[name]} was expected, not {value!r:.60}"
+                )
         try:
             values = {name: tuple(v) if isinstance(v, list) else v for name, v in given.items()}
             return Recipe(**cast(Any, values))
         except TypeError as error:
             raise InputError(f"this recipe is not complete: {error}") from error
+
+
+def _is_of(kind: str, value: object) -> bool:
+    """Tell whether a value that came out of JSON is of the kind that a field's annotation names."""
+    if kind.startswith("Mapping"):
+        texts = "str]" in kind.partition(",")[2]
+        return (
+            isinstance(value, dict)
+            and all(isinstance(key, str) for key in value)
+            and (not texts or all(isinstance(each, str) for each in value.values()))
+        )
+    if kind.startswith("tuple["):
+        return isinstance(value, list) and all(_is_of(kind[6:].partition(",")[0], each) for each in value)
+    numbers = {"int": (int,), "float": (int, float)}
+    if kind in numbers:
+        return isinstance(value, numbers[kind]) and not isinstance(value, bool)
+    return isinstance(value, str) or (value is None and kind.endswith("None"))
