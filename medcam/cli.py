@@ -14,12 +14,13 @@ from pathlib import Path
 from typing import Any
 
 import medcam
-from medcam.commands import demo, doctor, explain, formats, inspect, methods, send
+from medcam.commands import demo, doctor, explain, export, formats, inspect, methods, send
 from medcam.commands.parsing import EXIT_CODES, Parser
 from medcam.errors import MedcamError, UsageError
 
 COMMANDS = {
     "explain": explain,
+    "export": export,
     "methods": methods,
     "formats": formats,
     "inspect": inspect,

@@ -18,6 +18,7 @@ from nibabel.wrapstruct import WrapStructError
 from medcam.errors import GeometryError, InputError
 from medcam.formats import fourth_axis
 from medcam.formats.exporting import Export
+from medcam.formats.stored import kept_values
 from medcam.formats.stored_array import StoredArray, digest, read_array
 from medcam.geometry import Grid
 from medcam.volume import Heatmap, Source, Volume
@@ -210,16 +211,16 @@ def write_nifti(export: Export) -> tuple[Path, ...]:
     heatmap = export.heatmap
     seen = np.isfinite(heatmap.relevance)
     written = []
-    for ending, data, about in (
-        ("", np.where(seen, heatmap.relevance, np.float32(0)), _HEATMAP),
-        ("_label", heatmap.mask(export.threshold).astype(np.uint8), _MASK),
+    for ending, data, about, kept in (
+        ("", np.where(seen, heatmap.relevance, np.float32(0)), _HEATMAP, kept_values(heatmap, export.volume)),
+        ("_label", heatmap.mask(export.threshold).astype(np.uint8), _MASK, {}),
     ):
         path = export.path(f"{ending}.nii.gz")
         image = nifti_image(data, heatmap.grid, oriented=heatmap.source.oriented)
         with whole_file(path) as temporary:
             nibabel.save(image, temporary)
         sidecar = export.path(f"{ending}.json")
-        values = sidecar_values(heatmap, export.threshold) | {"description": about, "file": path.name}
+        values = sidecar_values(heatmap, export.threshold) | {"description": about, "file": path.name, **kept}
         with whole_file(sidecar) as temporary:
             temporary.write_text(json.dumps(values, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
         written += [path, sidecar]
