@@ -120,6 +120,7 @@ WRITERS: dict[str, str] = {
     "dicom-ps": "medcam.formats.dicom_presentation:presentation_state",
     "dicom-ko": "medcam.formats.dicom_key_objects:key_objects",
     "slicer": "medcam.formats.slicer:write_scene",
+    "slicer-script": "medcam.formats.slicer_script:write_script",
     "png": "medcam.formats.picture:write_png",
     "html": "medcam.report:write_html",
 }

@@ -27,7 +27,7 @@ from medcam.formats.slicer_scene import Item, Scene, scene_text
 from medcam.geometry import Grid, resample
 from medcam.whole_file import whole_file
 
-_LESION_COLOUR = (0.2, 1.0, 0.8)
+LESION_COLOUR = (0.2, 1.0, 0.8)
 # What rounding leaves between perpendicular axes: cosines below this.
 _PERPENDICULAR = 1e-4
 # The same export gives the same bytes, so the files of a bundle are as old as a zip can say.
@@ -81,12 +81,11 @@ def _contents(export: Export, top: str) -> dict[str, Put]:
     heatmap, grid = export.heatmap, export.heatmap.grid
     look, placed = look_at(export), place_for_slicer(grid)
     mask = heatmap.mask(export.threshold)
-    lesion = _lesion_on(export)
+    lesion = lesion_on(export)
     image, colours, peak = (Item(name, f"Data/{file}") for name, file in (
         (heatmap.source.label, "image.nrrd"), ("colours of relevance", "colours.ctbl"), ("peak", "peak.mrk.json"),
     ))  # fmt: skip
-    relevance = Item(f"{heatmap.recipe.method} of {heatmap.target}", "Data/relevance.nrrd")
-    above = Item(f"relevance from {100 * export.threshold:g} % of its maximum", "Data/mask.seg.nrrd")
+    relevance, above = Item(heatmap_name(export), "Data/relevance.nrrd"), Item(mask_name(export), "Data/mask.seg.nrrd")
     drawn = Item("lesion", "Data/lesion.seg.nrrd")
     scene = Scene(
         look,
@@ -106,10 +105,20 @@ def _contents(export: Export, top: str) -> dict[str, Put]:
     files[image.file] = partial(_put, image_values(export.volume.voxels), placed, {})
     files[relevance.file] = partial(_put, np.nan_to_num(heatmap.relevance, nan=0.0), placed, {})
     warm = tuple(float(part) for part in look.colours[-1])
-    for item, voxels, colour in ((above, mask, warm), (drawn, lesion, _LESION_COLOUR)):
+    for item, voxels, colour in ((above, mask, warm), (drawn, lesion, LESION_COLOUR)):
         if voxels is not None and voxels.any():
             files[item.file] = partial(_put, voxels.astype(np.uint8), placed, _segment(item.name, colour, grid))
     return files
+
+
+def heatmap_name(export: Export) -> str:
+    """Return what a heatmap is called in 3D Slicer."""
+    return f"{export.heatmap.recipe.method} of {export.heatmap.target}"
+
+
+def mask_name(export: Export) -> str:
+    """Return what the mask at the threshold is called in 3D Slicer."""
+    return f"relevance from {100 * export.threshold:g} % of its maximum"
 
 
 def place_for_slicer(grid: Grid) -> Placed:
@@ -145,7 +154,8 @@ def image_values(voxels: Num[np.ndarray, "i j k"]) -> Num[np.ndarray, "i j k"]:
     return finite.astype(np.int16 if whole and fits else np.float32)
 
 
-def _lesion_on(export: Export) -> Bool[np.ndarray, "i j k"] | None:
+def lesion_on(export: Export) -> Bool[np.ndarray, "i j k"] | None:
+    """Return where the lesion lies on the heatmap's grid, by nearest neighbour as in the figures, or None where none was given."""
     lesion, grid = export.lesion, export.heatmap.grid
     if lesion is None:
         return None

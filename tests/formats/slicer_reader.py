@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import runpy
 import sys
 from pathlib import Path
 
@@ -25,18 +26,21 @@ class Application:
 
     def __init__(self, folder: Path) -> None:
         self.logic, self.scene = slicer.vtkMRMLApplicationLogic(), slicer.vtkMRMLScene()
+        self.logic.SetHomeDirectory(str(folder))
+        self.logic.SetShareDirectory("share")
         self.logic.SetMRMLScene(self.scene)
         self.slice_logics = vtk.vtkCollection()
         self.logic.SetSliceLogics(self.slice_logics)
         remote = slicer.vtkMRMLRemoteIOLogic()
-        colours = slicer.vtkMRMLColorLogic()
+        colours = slicer.vtkSlicerColorLogic()
         modules = {
+            "Colors": colours,
             "Segmentations": slicer.vtkSlicerSegmentationsModuleLogic(),
             "Texts": slicer.vtkSlicerTextsLogic(),
             "Markups": slicer.vtkSlicerMarkupsLogic(),
             "Volumes": slicer.vtkSlicerVolumesLogic(),
         }
-        self.logics = [remote, colours, *modules.values()]
+        self.logics = [remote, *modules.values()]
         for logic in self.logics:
             logic.SetMRMLApplicationLogic(self.logic)
             logic.SetMRMLScene(self.scene)
@@ -62,10 +66,46 @@ class Application:
         return [found.GetItemAsObject(n) for n in range(found.GetNumberOfItems())]
 
 
+class Files:
+    """In place of Qt's part of 3D Slicer that `slicer.util` asks to load a file; the nodes that read it are Slicer's own."""
+
+    def __init__(self, application: Application) -> None:
+        self.application = application
+
+    def coreIOManager(self) -> Files:
+        return self
+
+    def loadNodes(self, kind: str, properties: dict, loaded: vtk.vtkCollection, messages: object) -> bool:
+        scene, path = self.application.scene, properties["fileName"]
+        if kind == "VolumeFile":
+            node = self.application.modules["Volumes"].AddArchetypeVolume(path, properties["name"])
+        else:
+            node = scene.AddNewNodeByClass("vtkMRMLSegmentationNode", properties["name"])
+            storage = scene.AddNewNodeByClass("vtkMRMLSegmentationStorageNode")
+            storage.SetFileName(path)
+            assert storage.ReadData(node)
+        loaded.AddItem(node)
+        return node is not None
+
+
+def run_script(path: Path, application: Application, names: list[str]) -> bool:
+    """Run a script as `Slicer --python-script` does, with the real `slicer.util`."""
+    import slicer.util
+
+    slicer.app, slicer.mrmlScene, slicer.util = Files(application), application.scene, slicer.util
+    application.scene.AddNewNodeByClass("vtkMRMLLayoutNode")
+    sys.argv = [str(path), *names]
+    runpy.run_path(str(path), run_name="__main__")
+    return True
+
+
 def answer(request: dict, application: Application) -> dict:
     folder = Path(request["folder"])
     messages = slicer.vtkMRMLMessageCollection()
-    read = application.scene.ReadFromMRB(str(Path(request["scene"]).resolve()), False, messages)
+    if "script" in request:
+        read = run_script(Path(request["script"]), application, request["names"])
+    else:
+        read = application.scene.ReadFromMRB(str(Path(request["scene"]).resolve()), False, messages)
     views = {name: view(application.views[name], shape, folder) for name, shape in request["views"].items()}
     return {
         "read": bool(read),
@@ -167,10 +207,11 @@ def view(logic: slicer.vtkMRMLSliceLogic, shape: dict, folder: Path) -> dict:
 
 
 if __name__ == "__main__":
-    requests = json.loads(Path(sys.argv[1]).read_text())
+    asked, told = map(Path, sys.argv[1:])
+    requests = json.loads(asked.read_text())
     # Kept until the end, and beyond: without its window, the library does not take itself apart.
     applications = [Application(Path(request["folder"])) for request in requests]
     answers = [answer(request, application) for request, application in zip(requests, applications, strict=True)]
-    Path(sys.argv[2]).write_text(json.dumps(answers))
+    told.write_text(json.dumps(answers))
     sys.stderr.flush()
     os._exit(0)

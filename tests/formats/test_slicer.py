@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import os
 import subprocess
@@ -19,8 +20,9 @@ import SimpleITK
 from scipy.ndimage import binary_dilation, binary_erosion, map_coordinates
 
 from conftest import blob, oblique_grid
+from formats.dicom_phantom import GEOMETRIES, MARKERS, stored_values, write_series
 from medcam.errors import OutputError
-from medcam.formats import write
+from medcam.formats import read, slicer_script, write
 from medcam.formats.slicer import image_values
 from medcam.geometry import Grid
 from medcam.recipe import Recipe
@@ -140,19 +142,26 @@ def asked(slicer_python: str, requests: list[dict[str, Any]], folder: Path) -> l
     return answers
 
 
+# The scene; and the script beside NIfTI files, which cannot say shear.
+SCENES = [(name, "slicer") for name in CASES]
+SEEN = SCENES + [(name, "slicer-script") for name, made in CASES.items() if not sheared(made.volume.grid)]
+Seen = dict[tuple[str, str], tuple[dict[str, Any], Path]]
+
+
 @pytest.fixture(scope="session")
-def seen(slicer_python: str, tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[dict[str, Any], Path]]:
-    """What 3D Slicer makes of each case's scene, and the folder with the pictures."""
+def seen(slicer_python: str, tmp_path_factory: pytest.TempPathFactory) -> Seen:
+    """What 3D Slicer makes of each case, and the folder with the pictures."""
     home = tmp_path_factory.mktemp("slicer")
     requests = []
-    for n, made in enumerate(CASES.values()):
-        folder = home / f"{n}"
-        (scene,) = write(made.heatmap, made.volume, folder, formats="slicer", threshold=THRESHOLD, lesion=made.lesion)
-        views = {name: {"pixels": PIXELS, "mm": field_of_view(made, plane)} for name, plane in view_names(made).items()}
+    for n, (name, way) in enumerate(SEEN):
+        made, folder = CASES[name], home / f"{n}"
+        files = write(made.heatmap, made.volume, folder, formats=way, threshold=THRESHOLD, lesion=made.lesion)
+        views = {view: {"pixels": PIXELS, "mm": field_of_view(made, plane)} for view, plane in view_names(made).items()}
         places = made.volume.grid.world_mm(np.array([made.peak, [0, 0, 0], [3, 2, 0], [1, 7, 0]])).tolist()
-        requests.append({"scene": str(scene), "folder": str(folder), "points": places, "views": views})
+        what = {"scene": str(files[0])} if way == "slicer" else {"script": str(files[-1]), "names": ["case_gradcam"]}
+        requests.append({**what, "folder": str(folder), "points": places, "views": views})
     answers = asked(slicer_python, requests, home)
-    return {name: (found, home / str(n)) for n, (name, found) in enumerate(zip(CASES, answers, strict=True))}
+    return {each: (found, home / str(n)) for n, (each, found) in enumerate(zip(SEEN, answers, strict=True))}
 
 
 def field_of_view(made: Case, plane: str) -> list[float] | None:
@@ -163,9 +172,9 @@ def field_of_view(made: Case, plane: str) -> list[float] | None:
     return [PIXELS[0] * across, PIXELS[1] * down]
 
 
-@pytest.mark.parametrize("name", CASES)
-def test_slicer_reads_the_scene_and_every_value_at_its_place(name: str, seen: dict[str, Any]) -> None:
-    answer, made = seen[name][0], CASES[name]
+@pytest.mark.parametrize(("name", "way"), SEEN)
+def test_slicer_reads_every_value_at_its_place(name: str, way: str, seen: Seen) -> None:
+    answer, made = seen[name, way][0], CASES[name]
     assert answer["read"]
     image, heatmap = answer["volumes"]
     assert (image["name"], heatmap["name"]) == ("case", f"grad-cam of {TARGET}")
@@ -179,12 +188,13 @@ def test_slicer_reads_the_scene_and_every_value_at_its_place(name: str, seen: di
     assert image["colours"] == "Grey"
     assert not image["automatic"]
     assert answer["layout"] == [3 if len(view_names(made)) == 3 else 6]
-    assert json.loads(answer["texts"][0])["recipe"]["method"] == "grad-cam"
+    if way == "slicer":
+        assert json.loads(answer["texts"][0])["recipe"]["method"] == "grad-cam"
 
 
-@pytest.mark.parametrize("name", CASES)
-def test_masks_and_the_peak_lie_where_they_should(name: str, seen: dict[str, Any]) -> None:
-    answer, made = seen[name][0], CASES[name]
+@pytest.mark.parametrize(("name", "way"), SEEN)
+def test_masks_and_the_peak_lie_where_they_should(name: str, way: str, seen: Seen) -> None:
+    answer, made = seen[name, way][0], CASES[name]
     grid, lesion = made.volume.grid, made.lesion
     assert lesion is not None
     expected = {"relevance from 40 % of its maximum": made.heatmap.mask(THRESHOLD), "lesion": lesion.voxels > 0}
@@ -203,10 +213,11 @@ def test_masks_and_the_peak_lie_where_they_should(name: str, seen: dict[str, Any
 
 
 @pytest.mark.parametrize(
-    "name", [name for name, made in CASES.items() if made.heatmap.peak() and not sheared(made.volume.grid)]
+    ("name", "way"),
+    [each for each in SEEN if CASES[each[0]].heatmap.peak() and not sheared(CASES[each[0]].volume.grid)],
 )
-def test_views_show_the_pixels_of_the_figures_with_the_peak_in_the_middle(name: str, seen: dict[str, Any]) -> None:
-    (answer, folder), made = seen[name], CASES[name]
+def test_views_show_the_pixels_of_the_figures_with_the_peak_in_the_middle(name: str, way: str, seen: Seen) -> None:
+    (answer, folder), made = seen[name, way], CASES[name]
     columns, rows = PIXELS
     assert set(answer["views"]) == set(view_names(made))
     for view, plane in view_names(made).items():
@@ -228,11 +239,11 @@ def test_views_show_the_pixels_of_the_figures_with_the_peak_in_the_middle(name: 
         assert place["letters"] == (list("LRPAIS") if made.heatmap.source.oriented else [" "] * 6)
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize(("name", "way"), SEEN)
 def test_colours_show_where_the_relevance_reaches_the_threshold_and_nowhere_else(
-    name: str, seen: dict[str, Any]
+    name: str, way: str, seen: Seen
 ) -> None:
-    (answer, folder), made = seen[name], CASES[name]
+    (answer, folder), made = seen[name, way], CASES[name]
     columns, rows = PIXELS
     for view, plane in view_names(made).items():
         shown = np.load(folder / f"{view}.npy").astype(int)
@@ -330,3 +341,65 @@ def test_values_that_int16_cannot_hold_are_stored_as_float_and_none_as_64_bits(t
         np.testing.assert_array_equal(found, np.where(np.isfinite(voxels), voxels, np.nanmin(voxels)))
     with pytest.raises(OutputError, match="another"):
         write(made.heatmap, CASES["film"].volume, tmp_path, formats="slicer")
+
+
+def test_the_script_shows_all_heatmaps_of_its_folder_and_the_named_one_on_top(
+    slicer_python: str, tmp_path: Path
+) -> None:
+    made = CASES["oblique slice"]
+    folder = tmp_path / "results"
+    for label, target in (("b", "late"), ("a", "early")):
+        heatmap = replace(made.heatmap, target=target)
+        *_, script = write(
+            heatmap, made.volume, folder, formats="nifti,slicer-script", label=label, threshold=THRESHOLD
+        )
+    assert sorted(path.name for path in folder.iterdir()) == sorted(
+        ["load_in_slicer.py", "case_00_image.nii.gz"]
+        + [
+            f"{label}{end}"
+            for label in "ab"
+            for end in (".nii.gz", ".json", "_label.nii.gz", "_label.json", "_slicer.json")
+        ]
+    )
+    view = {"Red": {"pixels": PIXELS, "mm": None}}
+    common = {"script": str(script), "points": [], "views": view}
+    every, named = asked(
+        slicer_python,
+        [
+            common | {"names": names, "folder": str(tmp_path / str(n))}
+            for n, names in enumerate(([], ["b", "nonsense"]))
+        ],
+        tmp_path,
+    )
+    assert len(every["volumes"]) == 4
+    assert every["views"]["Red"]["foreground"] == "grad-cam of early"
+    assert len(named["volumes"]) == 2
+    assert named["views"]["Red"]["foreground"] == "grad-cam of late"
+
+
+def test_the_script_is_refused_for_a_tilted_gantry_and_its_python_is_old_enough_for_slicer(tmp_path: Path) -> None:
+    made = CASES["tilted gantry"]
+    with pytest.raises(OutputError, match="--formats slicer"):
+        write(made.heatmap, made.volume, tmp_path, formats="slicer-script")
+    assert not list(tmp_path.iterdir())
+    # 3D Slicer 5.0 to 5.8 brings Python 3.9.
+    ast.parse((Path(slicer_script.__file__).parent / "load_in_slicer.py").read_text(), feature_version=(3, 9))
+
+
+def test_no_identity_leaves_the_source(tmp_path: Path) -> None:
+    write_series(tmp_path / "study", stored_values((19, 14, 6)), GEOMETRIES["oblique"], description="Doe^Secret")
+    volume = read(tmp_path / "study")
+    heatmap = replace(
+        CASES["oblique slice"].heatmap,
+        relevance=blob(volume.grid, volume.grid.world_mm(np.array([5, 5, 2]))),
+        grid=volume.grid,
+        source=volume.source,
+    )
+    files = write(heatmap, volume, tmp_path / "out", formats="slicer,slicer-script", threshold=THRESHOLD)
+    for path in files:
+        content = path.read_bytes()
+        if path.suffix == ".mrb":
+            with zipfile.ZipFile(path) as bundle:
+                content = b"".join(bundle.read(name) for name in bundle.namelist()) + str(bundle.namelist()).encode()
+        for marker in MARKERS:
+            assert marker.encode() not in content + path.name.encode()

@@ -1,0 +1,102 @@
+"""Write what `Slicer --python-script load_in_slicer.py` shows: NIfTI files, how they are looked at, and the script itself."""
+
+from __future__ import annotations
+
+import json
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import nibabel
+import numpy as np
+from jaxtyping import Num
+
+from medcam.errors import OutputError
+from medcam.formats.exporting import Export
+from medcam.formats.nifti import nifti_image, write_nifti
+from medcam.formats.slicer import (
+    LESION_COLOUR,
+    heatmap_name,
+    image_values,
+    lesion_on,
+    mask_name,
+    place_for_slicer,
+    refuse_other_grid,
+)
+from medcam.formats.slicer_look import look_at
+from medcam.whole_file import whole_file
+
+SCRIPT = "load_in_slicer.py"
+
+
+def write_script(export: Export) -> tuple[Path, ...]:
+    """Write a script that shows the heatmap in 3D Slicer as its scene does, with the NIfTI files that it loads.
+
+    The script is the same for all heatmaps, and shows those that lie in its own folder. The image is stored once for all of them.
+
+    Raises
+    ------
+    OutputError
+        If a file cannot be written, or the grid is sheared, which NIfTI readers of 3D Slicer refuse.
+    """
+    refuse_other_grid(export)
+    grid = export.heatmap.grid
+    if place_for_slicer(grid).world_from_stored is not None:
+        raise OutputError(
+            "3D Slicer does not read NIfTI files of slices that lie askew (a tilted gantry); write the scene instead, which says "
+            "the tilt apart: --formats slicer"
+        )
+    source = export.heatmap.source
+    image = export.folder / f"{source.label}_{source.sha256[:6]}_image.nii.gz"
+    voxels = {image: image_values(export.volume.voxels)}
+    look, mask, lesion = _look(export, image), export.heatmap.mask(export.threshold), lesion_on(export)
+    if mask.any():
+        colour = look_at(export).colours[-1].tolist()
+        look["masks"].append(_mask(export.path("_label.nii.gz"), mask_name(export), colour, shown=False))
+    if lesion is not None and lesion.any():
+        path = export.path("_lesion_label.nii.gz")
+        voxels[path] = lesion.astype(np.uint8)
+        look["masks"].append(_mask(path, "lesion", LESION_COLOUR, shown=True))
+    # Beside the NIfTI files of this export, or with them.
+    written = [] if "nifti" in export.formats else list(write_nifti(export))
+    for path, values in voxels.items():
+        _put(values, export, path)
+    texts = {
+        export.path("_slicer.json"): json.dumps(look, ensure_ascii=False) + "\n",
+        export.folder / SCRIPT: files("medcam.formats").joinpath(SCRIPT).read_text(encoding="utf-8"),
+    }
+    for path, text in texts.items():
+        with whole_file(path) as temporary:
+            temporary.write_text(text, encoding="utf-8")
+    return (*written, *voxels, *texts)
+
+
+def _look(export: Export, image: Path) -> dict[str, Any]:
+    """Return how the heatmap is looked at, as JSON values. Positions are RAS+ mm, and files lie beside the script."""
+    look = look_at(export)
+    return {
+        "image": image.name,
+        "image_name": export.heatmap.source.label,
+        "heatmap": export.path(".nii.gz").name,
+        "heatmap_name": heatmap_name(export),
+        "window": look.window,
+        "lowest": look.lowest,
+        "highest": look.highest,
+        "colours": look.colours.round(6).tolist(),
+        "opacity": look.opacity,
+        "views": {view.name: view.ras_from_slice.tolist() for view in look.views},
+        "field_of_view_mm": look.field_of_view_mm,
+        "peak": look.peak_mm,
+        "oriented": look.oriented,
+        "masks": [],
+    }
+
+
+def _mask(path: Path, name: str, colour: object, *, shown: bool) -> dict[str, Any]:
+    return {"file": path.name, "name": name, "colour": colour, "shown": shown}
+
+
+def _put(values: Num[np.ndarray, "i j k"], export: Export, path: Path) -> None:
+    image = nifti_image(values, export.heatmap.grid, oriented=export.heatmap.source.oriented)
+    with whole_file(path) as temporary:
+        nibabel.save(image, temporary)
