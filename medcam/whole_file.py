@@ -10,6 +10,9 @@ from pathlib import Path
 
 from medcam.errors import OutputError
 
+UNFINISHED = ".medcam-"
+"""How the names of files begin that are being written, or were when the process was killed: no reader takes them for files."""
+
 
 @contextmanager
 def whole_file(path: Path) -> Iterator[Path]:
@@ -26,7 +29,7 @@ def whole_file(path: Path) -> Iterator[Path]:
     temporary: Path | None = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(prefix=".medcam-", suffix="-" + path.name, dir=path.parent)
+        handle, name = tempfile.mkstemp(prefix=UNFINISHED, suffix="-" + path.name, dir=path.parent)
         os.close(handle)
         temporary = Path(name)
         yield temporary

@@ -23,6 +23,7 @@ from pydicom.errors import BytesLengthException
 from medcam.errors import InputError
 from medcam.formats.dicom_directory import is_directory, listed_files
 from medcam.formats.dicom_view import Header
+from medcam.whole_file import UNFINISHED
 
 # A study of 4000 CT slices unpacks to 2 GiB, and zip shrinks real images to a half or a third.
 _MAX_UNPACKED_BYTES = 4 * 2**30
@@ -186,7 +187,7 @@ def _walk(folder: Path) -> Iterator[Path]:
         folders.sort()
         for name in sorted(names):
             # Pipes and devices would hang; links to files are fine.
-            if (each := Path(parent, name)).is_file():
+            if not name.startswith(UNFINISHED) and (each := Path(parent, name)).is_file():
                 yield each
 
 
