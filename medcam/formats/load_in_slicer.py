@@ -24,7 +24,8 @@ FOUR_UP, ONE_SLICE = 3, 6
 
 def main() -> None:
     """Load what was asked for, the first last, so that it is on top."""
-    every = [path.name[: -len(ENDING)] for path in sorted(HERE.glob("*" + ENDING))]
+    # A leading dot is what a killed program left unfinished.
+    every = [path.name[: -len(ENDING)] for path in sorted(HERE.glob("[!.]*" + ENDING))]
     wanted = [name for name in sys.argv[1:] if name in every] or every
     if not wanted:
         raise RuntimeError(f"there is no heatmap for 3D Slicer (*{ENDING}) beside {Path(__file__).name}")
