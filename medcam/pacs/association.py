@@ -42,14 +42,15 @@ def association(
     contexts: Sequence[PresentationContext],
     *,
     handlers: Sequence[Any] = (),
-    roles: Sequence[Any] = (),
 ) -> Iterator[Association]:
     """Yield an open association, and release it at the end, or abort it after an error.
 
+    One of which the node accepts no context is closed already; it has no `accepted_contexts`.
+
     Parameters
     ----------
-    handlers, roles
-        As pynetdicom takes them: what is called on events, and who may ask whom.
+    handlers
+        What is called on events, as pynetdicom takes it.
 
     Raises
     ------
@@ -62,25 +63,38 @@ def association(
     entity.implementation_version_name = f"medcam {__version__}"[:16]
     entity.acse_timeout = entity.connection_timeout = entity.dimse_timeout = peer.timeout_s
     entity.network_timeout = peer.timeout_s
-    # Bytes that nobody takes would block for ever: pynetdicom itself lets a socket wait without end.
-    watch = (evt.EVT_CONN_OPEN, lambda event: event.assoc.dul.socket.socket.settimeout(peer.timeout_s))
+    sockets: list[socket.socket] = []
+    watch = (evt.EVT_CONN_OPEN, lambda event: sockets.append(_set_socket(event, peer.timeout_s)))
     tls = (tls_context(peer.tls), peer.tls.name or node.host) if node.tls else None
     try:
         opened = entity.associate(
-            node.host, node.port, contexts=list(contexts), ae_title=node.aet, tls_args=tls, ext_neg=list(roles) or None,
+            node.host, node.port, contexts=list(contexts), ae_title=node.aet, tls_args=tls,
             evt_handlers=[watch, *handlers],
         )  # fmt: skip
     except socket.gaierror as error:
         raise NoConnectionError(f"there is no host '{node.host}'; check --to", lasting=False) from error
-    if not opened.is_established:
-        raise _failure(opened, peer, node)
     try:
+        if not opened.is_established and not opened.rejected_contexts:
+            raise _failure(opened, peer, node)
         yield opened
+        if opened.is_established:
+            opened.release()
     except BaseException:
         opened.abort()
         raise
-    if opened.is_established:
-        opened.release()
+    finally:
+        # pynetdicom leaves the socket open where the other side has hung up.
+        for each in sockets:
+            each.close()
+
+
+def _set_socket(event: Any, timeout_s: float) -> socket.socket:
+    connection: socket.socket = event.assoc.dul.socket.socket
+    # Bytes that nobody takes would block for ever: pynetdicom itself lets a socket wait without end.
+    connection.settimeout(timeout_s)
+    # An instance goes as two small writes, and the second would wait for the other side's delayed word on the first.
+    connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    return connection
 
 
 def _failure(opened: Association, peer: Peer, node: Node) -> NoConnectionError:

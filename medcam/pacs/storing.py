@@ -36,7 +36,7 @@ def store(entries: tuple[Entry, ...], peer: Peer, node: Node) -> Generator[Answe
         with association(peer, node, _contexts(batch)) as opened:
             for number, entry in enumerate(batch):
                 yield _store_one(opened, entry, peer, number % 0xFFFF + 1)
-                if not opened.is_established:
+                if opened.accepted_contexts and not opened.is_established:
                     return
 
 
