@@ -133,7 +133,8 @@ def why_unreached(peer: Peer, node: Node) -> NoConnectionError | None:
         return NoConnectionError(f"{node.address} does not answer within {peer.timeout_s:g} s", lasting=False)
     except OSError as error:
         return NoConnectionError(
-            f"{node.address} cannot be reached ({error.strerror or error}): is it running, and is the port right?",
+            f"{node.address} cannot be reached ({error.strerror or error}): is it running, is the port right"
+            f"{', and does it speak TLS' if node.tls else ''}?",
             lasting=False,
         )
     return None
