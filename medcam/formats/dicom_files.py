@@ -94,7 +94,13 @@ class HeaderRead(NamedTuple):
     pixels_at: int | None
 
 
-def read_header(file: StoredFile, keywords: Sequence[str] = ()) -> HeaderRead | None:
+def read_header(file: StoredFile, keywords: Sequence[str]) -> pydicom.FileDataset | None:
+    """Return these elements of a file's header, or None for a file that is not DICOM; raises as `open_header` does."""
+    found = open_header(file, keywords)
+    return None if found is None else found.dataset
+
+
+def open_header(file: StoredFile, keywords: Sequence[str] = ()) -> HeaderRead | None:
     """Return these elements of a file's header (all that stands before the pixels if none are named), or None for a file
     that is not DICOM.
 

@@ -12,7 +12,7 @@ from pydicom import Dataset
 
 from medcam.errors import InputError, UsageError
 from medcam.formats import dicom_fourth, dicom_plane
-from medcam.formats.dicom_files import StoredFile, read_header, said
+from medcam.formats.dicom_files import StoredFile, open_header, said
 from medcam.formats.dicom_pictures import Instance, frame_count, kind_of
 
 _KEYWORDS = (
@@ -86,7 +86,7 @@ def scan(files: Sequence[StoredFile], place: str) -> list[Found]:
     misnamed = 0
     keywords = () if len(files) <= _HELD_FILES else _KEYWORDS
     for file in files:
-        read = read_header(file, keywords)
+        read = open_header(file, keywords)
         if read is None:
             # '._name' is what a Mac puts beside each file that it zips.
             misnamed += file.path.suffix.lower() == ".dcm" and not file.path.name.startswith("._")
@@ -116,7 +116,7 @@ def whole(instances: Sequence[Instance]) -> tuple[Instance, ...]:
 
 
 def _read_whole(instance: Instance) -> Instance:
-    read = read_header(instance.file)
+    read = open_header(instance.file)
     if read is None:
         raise InputError(f"{instance.file.path.name} has changed while it was read; try again")
     return Instance(instance.file, read.dataset, read.pixels_at)
