@@ -153,24 +153,6 @@ def read_dataset(file: StoredFile) -> tuple[bytes, pydicom.FileDataset]:
     return content, dataset
 
 
-def add_pixels(file: StoredFile, header: pydicom.FileDataset, pixels_at: int) -> bytes:
-    """Add to a header what stands behind it in its file, and return the file's bytes: the header is not parsed again.
-
-    Raises
-    ------
-    InputError
-        If the file cannot be read.
-    """
-    with naming(file):
-        with file.open() as stream:
-            content = stream.read()
-        implicit, little = header.original_encoding
-        rest = io.BytesIO(content)
-        rest.seek(pixels_at)
-        header.update(pydicom.filereader.read_dataset(rest, bool(implicit), bool(little)))
-    return content
-
-
 def said(header: Header, keyword: str) -> Any:
     """Return the value of an element, or None where it is absent, empty, or cannot be parsed."""
     try:

@@ -10,16 +10,19 @@ DICOM PS3.3 C.7.6.3 (Image Pixel), C.11.1 (Modality LUT), C.11.2 (VOI LUT); PS3.
 from __future__ import annotations
 
 import copy
+import io
 from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Float32, Num
 from pydicom import Dataset, FileDataset
+from pydicom.dataelem import RawDataElement
 from pydicom.encaps import encapsulate, generate_frames, get_frame
+from pydicom.filereader import data_element_generator
 from pydicom.pixels.decoders.base import get_decoder
 from pydicom.pixels.processing import apply_modality_lut
 from pydicom.pixels.utils import pixel_array
-from pydicom.uid import UID
+from pydicom.uid import UID, ExplicitVRLittleEndian, ImplicitVRLittleEndian
 
 from medcam.errors import InputError
 from medcam.formats.dicom_codestream import declared
@@ -27,6 +30,7 @@ from medcam.formats.dicom_files import said
 from medcam.formats.dicom_view import Header
 
 PIXEL_KEYWORDS = ("PixelData", "FloatPixelData", "DoubleFloatPixelData")
+_PIXEL_DATA, _UNDEFINED = 0x7FE00010, 0xFFFFFFFF
 # What says how pixels are stored: (0028,0002) to (0028,0006), (0028,0010), (0028,0011), (0028,0100) to (0028,0103).
 _PIXEL_MODULE = (0x280002, 0x280004, 0x280006, 0x280010, 0x280011, 0x280100, 0x280101, 0x280102, 0x280103)
 # The decoders of each kind of compression, by how its transfer syntax starts: pydicom's names for them, in the order in
@@ -44,10 +48,56 @@ _DECODERS = (
 
 
 class Pixels(NamedTuple):
-    """The pixels of an instance, not yet decoded: the dataset that holds them, and its frames where it has several."""
+    """The pixels of an instance, not yet rescaled.
 
-    dataset: FileDataset
+    Parameters
+    ----------
+    dataset
+        What holds them, compressed or in any other way that the library reads.
+    frames
+        The compressed frames, where there are several.
+    plain
+        Instead of these: uncompressed frames, as they lie in the file.
+    """
+
+    dataset: Dataset
     frames: tuple[bytes, ...] = ()
+    plain: Num[np.ndarray, "n j i"] | None = None
+
+
+def plain_pixels(content: bytes, header: FileDataset, pixels_at: int) -> Pixels | None:
+    """Return the pixels of an uncompressed file without a copy: words of 16 bits, little end first, as scanners write them.
+
+    None where they are stored in any other way; nothing is refused here.
+
+    Parameters
+    ----------
+    content
+        The file.
+    pixels_at
+        Where in it the elements start that follow the header.
+    """
+    implicit, _ = header.original_encoding
+    if header.file_meta.TransferSyntaxUID not in (ImplicitVRLittleEndian, ExplicitVRLittleEndian):
+        return None
+    rest = io.BytesIO(content)
+    rest.seek(pixels_at)
+    element = next(iter(data_element_generator(rest, bool(implicit), True, defer_size=1)), None)
+    if not isinstance(element, RawDataElement) or element.tag != _PIXEL_DATA or element.length == _UNDEFINED:
+        return None
+    count, rows, columns = int(said(header, "NumberOfFrames") or 1), int(header.Rows), int(header.Columns)
+    stored, size = int(header.BitsStored), count * rows * columns
+    if header.BitsAllocated != 16 or not 0 < stored <= 16 or said(header, "HighBit") not in (None, stored - 1):
+        return None
+    if element.length < 2 * size or element.value_tell + 2 * size > len(content):
+        return None
+    signed = bool(header.PixelRepresentation)
+    frames = np.frombuffer(content, "<i2" if signed else "<u2", size, element.value_tell)
+    # Bits beside the stored ones, of old overlays, are for the library to cut off.
+    lowest, highest = (-(1 << (stored - 1)), (1 << (stored - 1)) - 1) if signed else (0, (1 << stored) - 1)
+    if stored < 16 and (frames.max() > highest or frames.min() < lowest):
+        return None
+    return Pixels(header, plain=frames.reshape(count, rows, columns))
 
 
 def open_pixels(dataset: FileDataset) -> Pixels:
@@ -71,7 +121,9 @@ def open_pixels(dataset: FileDataset) -> Pixels:
     return Pixels(dataset, frames)
 
 
-def real_world(pixels: Pixels, header: Header, frame: int = 0) -> Float32[np.ndarray, "j i"]:
+def real_world(
+    pixels: Pixels, header: Header, frame: int = 0, *, out: Float32[np.ndarray, "j i"] | None = None
+) -> Float32[np.ndarray, "j i"]:
     """Return the real-world values of a greyscale picture, rows first.
 
     MONOCHROME1 is turned over within the range of the stored values, so that larger is brighter, once: a
@@ -83,6 +135,8 @@ def real_world(pixels: Pixels, header: Header, frame: int = 0) -> Float32[np.nda
         What is said of the picture.
     frame
         Which frame it is, from 0.
+    out
+        An array to put them in.
 
     Raises
     ------
@@ -91,23 +145,25 @@ def real_world(pixels: Pixels, header: Header, frame: int = 0) -> Float32[np.nda
     Exception
         Whatever pydicom raises for a header that is damaged.
     """
-    stored = _stored(pixels, frame)
+    stored = _stored(pixels, frame) if pixels.plain is None else pixels.plain[frame]
     rows, columns = int(pixels.dataset.Rows), int(pixels.dataset.Columns)
     if stored.shape != (rows, columns):
         raise InputError(
             f"is damaged: its pixels have shape {stored.shape}, its header says {rows} rows and {columns} columns; "
             "fetch it again"
         )
+    out = np.empty(stored.shape, np.float32) if out is None else out
     inverted = is_inverted(header)
-    if table := header.get("ModalityLUTSequence"):
-        values = _by_table(stored, table[0], pixels.dataset)
-        return np.asarray(mirror(header) - values if inverted else values, np.float32)
-    slope, intercept = rescale(header)
-    if slope == 1 and not inverted and stored.dtype.itemsize <= 2 and intercept.is_integer() and abs(intercept) < 2**23:
+    table = header.get("ModalityLUTSequence")
+    slope, intercept = (1.0, 0.0) if table else rescale(header)
+    whole = intercept.is_integer() and abs(intercept) < 2**23 and stored.dtype.itemsize <= 2
+    if slope == 1 and whole and not inverted and not table:
         # Exact in float32, and several times faster than by way of float64.
-        return np.asarray(np.add(stored, np.float32(intercept), dtype=np.float32))
-    values = stored * slope + intercept
-    return np.asarray(mirror(header) - values if inverted else values, np.float32)
+        np.add(stored, np.float32(intercept), out=out, dtype=np.float32)
+        return out
+    values = _by_table(stored, table[0], pixels.dataset) if table else stored * slope + intercept
+    out[...] = mirror(header) - values if inverted else values
+    return out
 
 
 def is_grey(header: Header) -> bool:
@@ -166,7 +222,7 @@ def unit(header: Header) -> str:
     return "HU" if said(header, "Modality") == "CT" else "a.u."
 
 
-def _by_table(stored: Num[np.ndarray, "j i"], item: Dataset, dataset: FileDataset) -> Num[np.ndarray, "j i"]:
+def _by_table(stored: Num[np.ndarray, "j i"], item: Dataset, dataset: Dataset) -> Num[np.ndarray, "j i"]:
     # pydicom refuses entries of other than 8 or 16 bits, which do occur and are stored in 16 all the same.
     table = copy.deepcopy(item)
     table.LUTDescriptor = [*table.LUTDescriptor[:2], 16]
@@ -193,7 +249,7 @@ def _refuse_missing(dataset: FileDataset) -> None:
 
 
 def _stored(pixels: Pixels, frame: int) -> Num[np.ndarray, "j i"]:
-    dataset: Dataset = pixels.dataset
+    dataset = pixels.dataset
     syntax = UID(str(pixels.dataset.file_meta.TransferSyntaxUID))
     if pixels.frames:
         dataset = _alone(dataset, pixels.frames[frame])

@@ -9,7 +9,7 @@ DICOM PS3.3 C.7.6.2 (Image Plane).
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Float
@@ -202,7 +202,7 @@ def _raw_decimals(header: Header, keyword: str) -> list[float]:
     """
     if not isinstance(header, Dataset):
         return []
-    element: Any = header.get_item(keyword)
+    element: object = header.get_item(keyword)
     if not isinstance(element, RawDataElement) or element.VR != "DS" or not element.value:
         return []
     return [float(each) for each in element.value.rstrip(b" \0").split(b"\\")]

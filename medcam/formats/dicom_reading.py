@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import os
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
@@ -10,10 +11,11 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
 import numpy as np
+import pydicom
 from jaxtyping import Float32
 
 from medcam.formats import dicom_pixels
-from medcam.formats.dicom_files import add_pixels, naming, read_dataset
+from medcam.formats.dicom_files import naming, read_dataset
 from medcam.formats.dicom_pictures import Instance, Picture
 from medcam.formats.dicom_pixels import Pixels
 
@@ -85,6 +87,10 @@ def _read_instance(wanted: Sequence[_Wanted], voxels: Float32[np.ndarray, "k j i
     def decode(of_frame: Sequence[_Wanted]) -> None:
         first = of_frame[0].picture
         with naming(instance.file):
+            if first.corner is None:
+                for each in of_frame:
+                    dicom_pixels.real_world(pixels, first.header, first.frame, out=voxels[each.k])
+                return
             # All tiles of a mosaic are rescaled alike.
             values = dicom_pixels.real_world(pixels, first.header, first.frame)
             for each in of_frame:
@@ -99,12 +105,23 @@ def _read_instance(wanted: Sequence[_Wanted], voxels: Float32[np.ndarray, "k j i
 
 
 def _open(instance: Instance) -> tuple[bytes, Pixels]:
+    """Return the digest of an instance's file, and its pixels; its header is not parsed again."""
     if instance.pixels_at is None:
         content, dataset = read_dataset(instance.file)
-    else:
-        content, dataset = add_pixels(instance.file, instance.header, instance.pixels_at), instance.header
+        with naming(instance.file):
+            return hashlib.sha256(content).digest(), dicom_pixels.open_pixels(dataset)
     with naming(instance.file):
-        return hashlib.sha256(content).digest(), dicom_pixels.open_pixels(dataset)
+        with instance.file.open() as stream:
+            content = stream.read()
+        digest = hashlib.sha256(content).digest()
+        plain = dicom_pixels.plain_pixels(content, instance.header, instance.pixels_at)
+        if plain is not None:
+            return digest, plain
+        implicit, little = instance.header.original_encoding
+        rest = io.BytesIO(content)
+        rest.seek(instance.pixels_at)
+        instance.header.update(pydicom.filereader.read_dataset(rest, bool(implicit), bool(little)))
+        return digest, dicom_pixels.open_pixels(instance.header)
 
 
 def _cut(values: Float32[np.ndarray, "j i"], picture: Picture) -> Float32[np.ndarray, "y x"]:

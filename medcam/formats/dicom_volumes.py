@@ -64,6 +64,8 @@ class Candidate(NamedTuple):
 class _Placed(NamedTuple):
     picture: Picture
     plane: Plane
+    kind: tuple[str, ...]
+    stack: str
 
 
 def volumes_of(instances: Sequence[Instance], *, digest: Callable[[Picture], bytes]) -> tuple[Candidate, ...]:
@@ -83,7 +85,7 @@ def volumes_of(instances: Sequence[Instance], *, digest: Callable[[Picture], byt
     """
     pictures, notes = _grey_pictures(instances)
     films = [each for each in pictures if not _is_placed(each)]
-    placed = [_Placed(each, plane(each.header)) for each in pictures if _is_placed(each)]
+    placed = [_placed(each) for each in pictures if _is_placed(each)]
     stacks, aside = _main_and_aside(_stacks(placed))
     apart = [_view_words(each) for each in films]
     found = [
@@ -161,23 +163,23 @@ def _is_placed(picture: Picture) -> bool:
     return numbers(picture.header, "ImagePositionPatient", 3) is not None
 
 
-def _image_type(picture: Picture) -> tuple[str, ...]:
+def _placed(picture: Picture) -> _Placed:
     value = said(picture.header, "ImageType") or ()
-    return (value,) if isinstance(value, str) else tuple(str(each) for each in value)
+    kind = (value,) if isinstance(value, str) else tuple(str(each) for each in value)
+    return _Placed(picture, plane(picture.header), kind, str(said(picture.header, "StackID")))
 
 
 def _stacks(placed: Sequence[_Placed]) -> list[list[_Placed]]:
     """Sort pictures by what one volume must share: size, spacing, orientation, space, stack; and localizers, reformats."""
     stacks: list[tuple[tuple[object, ...], list[_Placed]]] = []
-    several = len({said(each.picture.header, "StackID") for each in placed}) < len(placed)
+    several = len({each.stack for each in placed}) < len(placed)
     for each in placed:
-        kind = _image_type(each.picture)
         key = (
             each.plane.size,
             each.plane.frame_of_reference,
-            str(said(each.picture.header, "StackID")) if several else "",
-            "LOCALIZER" in kind,
-            _is_reformatted(kind),
+            each.stack if several else "",
+            "LOCALIZER" in each.kind,
+            _is_reformatted(each.kind),
         )
         for known, stack in stacks:
             first = stack[0].plane
@@ -197,18 +199,18 @@ def _main_and_aside(stacks: list[list[_Placed]]) -> tuple[list[list[_Placed]], l
     """Part stacks from those that only go along with them: localizers, and what was derived from the others."""
 
     def is_original(stack: list[_Placed]) -> bool:
-        return any("DERIVED" not in _image_type(each.picture)[:1] for each in stack)
+        return any("DERIVED" not in each.kind[:1] for each in stack)
 
     scans = [stack for stack in stacks if not _is_localizer(stack)] or stacks
     main = [stack for stack in scans if is_original(stack)] or [
-        stack for stack in scans if not _is_reformatted(_image_type(stack[0].picture))
+        stack for stack in scans if not _is_reformatted(stack[0].kind)
     ]
     main = main or scans
     return main, [stack for stack in stacks if all(stack is not each for each in main)]
 
 
 def _is_localizer(stack: list[_Placed]) -> bool:
-    return "LOCALIZER" in _image_type(stack[0].picture)
+    return "LOCALIZER" in stack[0].kind
 
 
 def _why_aside(stack: list[_Placed]) -> str:
@@ -226,9 +228,9 @@ def _stack_words(stack: list[_Placed], stacks: Sequence[list[_Placed]]) -> str:
     frames = list(dict.fromkeys(each.frame_of_reference for each in firsts))
     if len(frames) > 1:
         words.append(f"frame of reference {frames.index(mine.frame_of_reference) + 1} of {len(frames)}")
-    stack_ids = list(dict.fromkeys(str(said(each[0].picture.header, "StackID")) for each in stacks))
+    stack_ids = list(dict.fromkeys(each[0].stack for each in stacks))
     if len(stack_ids) > 1:
-        words.append(f"stack {stack_ids.index(str(said(stack[0].picture.header, 'StackID'))) + 1} of {len(stack_ids)}")
+        words.append(f"stack {stack_ids.index(stack[0].stack) + 1} of {len(stack_ids)}")
     return ", ".join(words)
 
 
