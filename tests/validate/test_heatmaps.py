@@ -90,6 +90,28 @@ def test_the_ceiling_is_the_lesions_mean_over_each_cell_put_back_as_maps_are() -
     np.testing.assert_allclose(shown(lesion), expected, atol=1e-6)
 
 
+def test_beyond_the_outermost_cells_the_nearest_one_speaks_up_to_the_edge_of_what_the_network_saw() -> None:
+    lesion = np.zeros(GRID.shape, bool)
+    lesion[4:20, 5:30, 3:15] = True
+    inner = ceiling(
+        lesion, GRID, input_grid=GRID, feature_shape=(6, 6, 6), stride=(4.0, 5.0, 3.0), offset=(5.5, 7.0, 4.0)
+    )
+    assert not np.isnan(inner).any()
+    np.testing.assert_array_equal(inner[0], inner[5])
+    np.testing.assert_array_equal(inner[:, 0], inner[:, 7])
+
+
+def test_the_ceiling_looks_only_where_the_heatmap_looked() -> None:
+    hidden = blob(GRID, CENTRE)
+    hidden[:, :, 10:] = np.nan
+    lesion = ball(GRID, CENTRE, 6.0)
+    found = measure_heatmap(heatmap(hidden), lesion, settings=QUICK).numbers
+    s = Scene(np.where(np.isnan(hidden), hidden, shown(lesion.voxels > 0)), lesion.voxels > 0, GRID.spacing_mm)
+    assert 0 < s.lesion_left_out < 1
+    assert found["ceiling_average_precision"].value == pytest.approx(Ranked.of(s).average_precision())
+    assert found["ceiling_mass_in_lesion"].value == pytest.approx(s.positive[s.lesion].sum() / s.positive.sum())
+
+
 def test_cells_of_one_voxel_show_the_lesion_itself() -> None:
     lesion = ball(GRID, CENTRE, 6.0).voxels > 0
     exact = ceiling(
