@@ -45,7 +45,7 @@ class BoxCurve:
     Parameters
     ----------
     any_piece
-        The best IoU of any piece's box with any lesion's box, at each threshold; 0 where nothing is selected.
+        The best IoU of any piece's box with any lesion's box, at each threshold; 0 where nothing is selected, NaN without a lesion.
     largest_piece
         The best IoU of the largest piece's box with any lesion's box; of equally large pieces the first in raster order.
     """
@@ -60,7 +60,7 @@ def box_curve(scene: Scene, truth: Int[np.ndarray, "n 3 2"]) -> BoxCurve:
     Each threshold looks only where the one below it selected something.
     """
     levels = levels_of(scene.maximum)
-    result = np.zeros((2, len(levels)))
+    result = np.full((2, len(levels)), 0.0 if len(truth) else np.nan)
     box = around(scene.positive >= levels[0]) if scene.maximum > 0 and len(truth) else None
     for n, level in enumerate(levels if box is not None else ()):
         chosen = scene.positive[box] >= level
@@ -83,7 +83,7 @@ def _within(box: tuple[slice, slice, slice], part: tuple[slice, slice, slice]) -
 
 
 def box_accuracy(curves: Sequence[Float[np.ndarray, " t"]], delta: float) -> float:
-    """Return the largest share, over thresholds, of cases whose box reaches an IoU; NaN without a case.
+    """Return the largest share, over thresholds, of cases with a lesion whose box reaches an IoU; NaN without any.
 
     One threshold serves all cases, as a share of each map's own maximum. It is chosen on these very cases, so the number is optimistic.
 
@@ -94,9 +94,10 @@ def box_accuracy(curves: Sequence[Float[np.ndarray, " t"]], delta: float) -> flo
     """
     if not 0 < delta <= 1:
         raise UsageError(f"a box is right from an IoU above 0 and up to 1, not {delta:g}")
-    if not len(curves):
+    known = [curve for curve in curves if not np.isnan(curve).any()]
+    if not known:
         return float("nan")
-    right: np.ndarray = np.mean([curve >= delta for curve in curves], axis=0)
+    right: np.ndarray = np.mean([curve >= delta for curve in known], axis=0)
     return float(right.max())
 
 

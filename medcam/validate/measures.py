@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from medcam.errors import UsageError
 from medcam.validate.boxes import BoxCurve
 from medcam.validate.lesions import Findings
 from medcam.validate.pooled import Histogram
@@ -27,6 +28,11 @@ class Settings:
         Pieces of the mask smaller than this (mL, or cm² of a film) are no lesions of their own; their voxels count in the overlap.
     draws, seed
         Random places of the lesion for chance, 0 for none.
+
+    Raises
+    ------
+    UsageError
+        If there is no threshold, two have one name, no peak counts, or a distance, size or count lies below 0.
     """
 
     thresholds: tuple[Threshold, ...] = DECLARED
@@ -36,6 +42,17 @@ class Settings:
     least_lesion: float = 0.0
     draws: int = 1000
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        names = [threshold.name for threshold in self.thresholds]
+        if not names or len(set(names)) < len(names):
+            raise UsageError(f"thresholds are one or more of different names, not {', '.join(names) or 'none'}")
+        if self.peaks < 1 or self.peak_radius_mm < 0 or self.least_lesion < 0 or self.draws < 0:
+            raise UsageError("at least one peak counts, and no radius, size or number of draws lies below 0")
+        if not all(tolerance > 0 for tolerance in self.tolerances_mm):
+            raise UsageError(
+                f"tolerances are distances above 0 mm, not {', '.join(f'{t:g}' for t in self.tolerances_mm)}"
+            )
 
 
 @dataclass(frozen=True)

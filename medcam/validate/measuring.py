@@ -216,8 +216,8 @@ def _of_lesions(facts: _Facts) -> dict[str, Measure]:
     small = "no lesion reaches the least size"
     rules = {
         "lesion_recall": matching.touching(),
-        "lesion_recall_covered_50%": matching.covering(0.5),
-        "lesion_recall_iou_10%": matching.iou_at_least(0.1),
+        "lesion_recall_covered_0.5": matching.covering(0.5),
+        "lesion_recall_iou_0.1": matching.iou_at_least(0.1),
         **{f"lesion_recall_peak{_within(t)}": matching.peak_within(t) for t in (0.0, *facts.settings.tolerances_mm)},
     }
     numbers = {name: Measure(float(hits.any(0).mean()) if lesions else _NAN, why=small) for name, hits in rules.items()}

@@ -80,7 +80,7 @@ def top_share(share: float) -> Threshold:
     def cut(scene: Scene, ranked: Ranked) -> float:
         return kth_largest(scene, ranked, max(1, round(share * scene.domain_voxels)))
 
-    return Threshold(f"top-{100 * share:g}%", cut)
+    return Threshold(f"top-{share:g}", cut)
 
 
 def fraction_of_maximum(fraction: float) -> Threshold:
@@ -92,7 +92,7 @@ def fraction_of_maximum(fraction: float) -> Threshold:
         If the fraction does not lie between 0 and 1.
     """
     _between(fraction, "the fraction of the maximum")
-    return Threshold(f"max-{100 * fraction:g}%", lambda scene, ranked: float(np.float32(fraction * ranked.maximum)))
+    return Threshold(f"max-{fraction:g}", lambda scene, ranked: float(np.float32(fraction * ranked.maximum)))
 
 
 def half_maximum() -> Threshold:

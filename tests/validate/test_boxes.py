@@ -68,7 +68,11 @@ def test_the_lesions_themselves_are_right_boxes_and_a_blank_map_or_mask_has_none
     blank = Scene(-s.relevance, lesion_of(), SPACING)
     assert not box_curve(blank, truth_of(s)).any_piece.any()
     empty = Scene(s.relevance, np.zeros(SHAPE, bool), SPACING)
-    assert not box_curve(empty, truth_of(empty)).any_piece.any()
+    none = box_curve(empty, truth_of(empty))
+    assert np.isnan(none.any_piece).all()
+    # A case without a lesion is no case that a box could be right in.
+    assert max_box_accuracy_v2([curve, none]) == 1
+    assert np.isnan(max_box_accuracy([none]))
 
 
 def test_one_threshold_serves_all_cases_and_each_iou_has_its_own() -> None:

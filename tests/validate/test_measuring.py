@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from validate.scenes import SHAPE, SPACING, lesion_of, map_of
 
+from medcam.errors import UsageError
 from medcam.validate.lesions import froc
 from medcam.validate.measures import CaseMeasures, Settings
 from medcam.validate.measuring import baseline_maps, measure
@@ -42,12 +44,12 @@ def test_the_lesion_as_its_own_map_scores_one_in_everything_and_lies_nowhere_els
     for name in (
         "lesion_recall",
         "lesion_precision",
-        "lesion_recall_iou_10%",
+        "lesion_recall_iou_0.1",
         "lesion_recall_peak",
         "lesions_hit_by_top3",
     ):
         assert found[name] == 1, name
-    for cut in ("half-max", "top-10%", "otsu", "oracle-best", "oracle-volume"):
+    for cut in ("half-max", "top-0.1", "otsu", "oracle-best", "oracle-volume"):
         for name in ("dice", "iou", "precision", "recall", "surface_dice_5mm"):
             assert found[f"{name}@{cut}"] == 1, (name, cut)
         for name in ("hausdorff", "hausdorff_95", "surface_distance", "centre_distance", "matched_centre_distance"):
@@ -258,4 +260,19 @@ def test_every_number_stands_in_the_documentation() -> None:
         general = re.sub(r"_\d+mm$", "_tmm", re.sub(r"within_\d+mm", "within_tmm", own)).replace("top3", "topk")
         assert f"`{general}`" in page or f"`{general}@T`" in page, name
     for threshold in Settings().thresholds:
-        assert f"`{re.sub(r'-[0-9]+%', '-p%', threshold.name)}`" in page
+        assert f"`{re.sub(r'-[0-9.]+', '-f', threshold.name)}`" in page
+
+
+@pytest.mark.parametrize(
+    ("wrong", "word"),
+    [
+        ({"thresholds": ()}, "not none"),
+        ({"thresholds": (otsu(), otsu())}, "different names"),
+        ({"peaks": 0}, "one peak"),
+        ({"draws": -1}, "below 0"),
+        ({"tolerances_mm": (5.0, 0.0)}, "above 0 mm"),
+    ],
+)
+def test_settings_that_ask_nothing_sensible_are_refused(wrong: dict[str, Any], word: str) -> None:
+    with pytest.raises(UsageError, match=word):
+        Settings(**wrong)
