@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
-from types import MappingProxyType
 
 import numpy as np
 
@@ -71,7 +70,7 @@ def measure_heatmap(
     numbers = {**found.numbers, **_ceilings(heatmap, mask, inside, input_grid, found.numbers)}
     if not heatmap.source.spaced:
         numbers = {name: _in_pixels(number) for name, number in numbers.items()}
-    return replace(found, numbers=MappingProxyType(numbers))
+    return replace(found, numbers=numbers)
 
 
 def _refuse_shear(grid: Grid) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from types import MappingProxyType
 
 import numpy as np
 from jaxtyping import Bool, Num
@@ -96,7 +95,7 @@ def measure(
     numbers |= _by_chance(facts)
     truth = np.array([piece.box for piece in facts.lesions], np.int64).reshape(-1, 3, 2)
     return CaseMeasures(
-        MappingProxyType({name: _explained(scene, number) for name, number in numbers.items()}),
+        {name: _explained(scene, number) for name, number in numbers.items()},
         _rows(facts),
         Findings.of(facts.findings, facts.matching, facts.matching.touching()),
         box_curve(scene, truth),

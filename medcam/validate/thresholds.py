@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 import numpy as np
 from jaxtyping import Float
@@ -25,7 +26,8 @@ class Threshold:
     name
         Stands in the names of the numbers: 'dice@otsu'.
     cut
-        Gives the relevance that a selected voxel reaches, or NaN where the policy says none.
+        Gives the relevance that a selected voxel reaches, or NaN where the policy says none. A function of a module, or a partial of one,
+        can travel to other processes.
     oracle
         Whether it looks at the truth of the case itself. Such a number is an upper bound and never a result.
     tuned_on
@@ -76,11 +78,11 @@ def top_share(share: float) -> Threshold:
         If the share does not lie between 0 and 1.
     """
     _between(share, "the share of voxels")
+    return Threshold(f"top-{share:g}", partial(_top, share))
 
-    def cut(scene: Scene, ranked: Ranked) -> float:
-        return kth_largest(scene, ranked, max(1, round(share * scene.domain_voxels)))
 
-    return Threshold(f"top-{share:g}", cut)
+def _top(share: float, scene: Scene, ranked: Ranked) -> float:
+    return kth_largest(scene, ranked, max(1, round(share * scene.domain_voxels)))
 
 
 def fraction_of_maximum(fraction: float) -> Threshold:
@@ -92,7 +94,11 @@ def fraction_of_maximum(fraction: float) -> Threshold:
         If the fraction does not lie between 0 and 1.
     """
     _between(fraction, "the fraction of the maximum")
-    return Threshold(f"max-{fraction:g}", lambda scene, ranked: float(np.float32(fraction * ranked.maximum)))
+    return Threshold(f"max-{fraction:g}", partial(_fraction, fraction))
+
+
+def _fraction(fraction: float, _: Scene, ranked: Ranked) -> float:
+    return float(np.float32(fraction * ranked.maximum))
 
 
 def half_maximum() -> Threshold:
@@ -110,19 +116,29 @@ def fixed(relevance: float) -> Threshold:
     """
     if not relevance > 0:
         raise UsageError(f"a threshold of relevance lies above 0, not at {relevance:g}")
-    return Threshold(f"raw-{relevance:g}", lambda scene, ranked: relevance)
+    return Threshold(f"raw-{relevance:g}", partial(_same, relevance))
+
+
+def _same(relevance: float, _: Scene, __: Ranked) -> float:
+    return relevance
 
 
 def volume_matched() -> Threshold:
     """Oracle: select as many voxels as the lesion has."""
-    return Threshold(
-        "oracle-volume", lambda s, r: kth_largest(s, r, r.lesion_voxels) if r.lesion_voxels else np.nan, True
-    )
+    return Threshold("oracle-volume", _volume, oracle=True)
+
+
+def _volume(scene: Scene, ranked: Ranked) -> float:
+    return kth_largest(scene, ranked, ranked.lesion_voxels) if ranked.lesion_voxels else float("nan")
 
 
 def best_overlap() -> Threshold:
     """Oracle: the threshold at which Dice and IoU are largest in this very case."""
-    return Threshold("oracle-best", lambda scene, ranked: ranked.best()[0], True)
+    return Threshold("oracle-best", _best, oracle=True)
+
+
+def _best(_: Scene, ranked: Ranked) -> float:
+    return ranked.best()[0]
 
 
 def _between(value: float, what: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 import re
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from medcam.errors import UsageError
 from medcam.validate.lesions import froc
 from medcam.validate.measures import CaseMeasures, Settings
 from medcam.validate.measuring import baseline_maps, measure
-from medcam.validate.thresholds import fixed, half_maximum, otsu
+from medcam.validate.thresholds import Curve, Threshold, fixed, half_maximum, otsu, tuned
 
 QUICK = Settings(draws=0)
 
@@ -276,3 +277,18 @@ def test_every_number_stands_in_the_documentation() -> None:
 def test_settings_that_ask_nothing_sensible_are_refused(wrong: dict[str, Any], word: str) -> None:
     with pytest.raises(UsageError, match=word):
         Settings(**wrong)
+
+
+def test_what_is_asked_and_what_comes_of_it_travel_between_processes() -> None:
+    asked = pickle.loads(
+        pickle.dumps(Settings(thresholds=(*Settings().thresholds, fixed(0.5), tuned_elsewhere()), draws=3))
+    )
+    case = measure(map_of(0), lesion_of(), spacing_mm=SPACING, settings=asked, case="c", patient="p")
+    again = pickle.loads(pickle.dumps(case))
+    assert {name: number.unit for name, number in again.numbers.items()} == {n: m.unit for n, m in case.numbers.items()}
+    assert again.findings == case.findings
+    alike(case.flat(), again.flat(), tolerance=1e-12)
+
+
+def tuned_elsewhere() -> Threshold:
+    return tuned([Curve("other", "somebody", np.linspace(0, 1, 100))])
