@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 import numpy as np
+from jaxtyping import Int
 
 from medcam.errors import GeometryError
 from medcam.geometry import Grid
@@ -28,6 +29,7 @@ def measure_heatmap(
     *,
     organ: Volume | None = None,
     input_grid: Grid | None = None,
+    boxes: Int[np.ndarray, "n 3 2"] | None = None,
     settings: Settings | None = None,
     case: str = "",
     patient: str = "",
@@ -43,7 +45,7 @@ def measure_heatmap(
     input_grid
         The grid of what the network saw, for the resolution ceiling. Without it the ceiling is known only where the network saw the image
         without preprocessing.
-    settings, case, patient
+    boxes, settings, case, patient
         As for `measure`.
 
     Raises
@@ -63,6 +65,7 @@ def measure_heatmap(
         mask,
         spacing_mm=heatmap.grid.spacing_mm,
         organ=inside,
+        boxes=boxes,
         settings=settings,
         case=case,
         patient=patient,

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
-from jaxtyping import Bool, Num
+from jaxtyping import Bool, Int, Num
 
 from medcam.validate.baselines import brightness, centre, edges, expected_of_uniform
 from medcam.validate.boxes import box_curve
@@ -57,6 +57,7 @@ def measure(
     *,
     spacing_mm: tuple[float, float, float],
     organ: Bool[np.ndarray, "_ _ _"] | None = None,
+    boxes: Int[np.ndarray, "n 3 2"] | None = None,
     settings: Settings | None = None,
     case: str = "",
     patient: str = "",
@@ -73,6 +74,9 @@ def measure(
         Distance between voxel centres along each axis.
     organ
         Where evidence may lie, such as the body; all that was looked at if not given. Chance depends on it: air makes any map look good.
+    boxes
+        First and last voxels of boxes that experts drew, for MaxBoxAcc; those around the lesion's pieces if not given. Drawn boxes may
+        overlap, and are then one piece of a mask.
     settings
         What is asked; `Settings()` if not given.
     case, patient
@@ -93,12 +97,12 @@ def measure(
     for threshold in settings.thresholds:
         numbers |= _at(facts, threshold)
     numbers |= _by_chance(facts)
-    truth = np.array([piece.box for piece in facts.lesions], np.int64).reshape(-1, 3, 2)
+    around_lesions = np.array([piece.box for piece in facts.lesions], np.int64).reshape(-1, 3, 2)
     return CaseMeasures(
         {name: _explained(scene, number) for name, number in numbers.items()},
         _rows(facts),
         Findings.of(facts.findings, facts.matching, facts.matching.touching()),
-        box_curve(scene, truth),
+        box_curve(scene, around_lesions if boxes is None else boxes),
         Histogram.of(facts.ranked),
         Curve(case, patient, facts.ranked.level_dice()),
     )

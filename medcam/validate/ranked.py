@@ -172,14 +172,15 @@ def kth_largest(scene: Scene, ranked: Ranked, k: int) -> float:
     return float(np.partition(near, len(near) - (k - beyond))[len(near) - (k - beyond)])
 
 
-def steps_of(values: np.ndarray, maximum: float) -> np.ndarray:
-    """Return the step of each value: it never falls where values rise."""
+def steps_of(values: np.ndarray, maximum: float, *, out: np.ndarray | None = None) -> np.ndarray:
+    """Return the step of each value, in `out` if given: it never falls where values rise."""
+    steps: np.ndarray = np.empty(values.shape, np.intp) if out is None else out
     if not maximum > 0:
-        return np.zeros(values.shape, np.intp)
+        steps[...] = 0
+        return steps
     scale = (STEPS - 1) / maximum
-    product = values * (np.float32(scale) if maximum > _TINY else np.float64(scale))
-    keys: np.ndarray = product.astype(np.intp)
-    return keys
+    steps[...] = values * (np.float32(scale) if maximum > _TINY else np.float64(scale))
+    return steps
 
 
 def _reaching(values: np.ndarray, thresholds: np.ndarray, maximum: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -194,9 +195,10 @@ def _reaching(values: np.ndarray, thresholds: np.ndarray, maximum: float) -> tup
     shared = np.zeros(STEPS, bool)
     shared[asked] = True
     steps, near = np.zeros(STEPS, np.int64), []
+    kept = np.empty(min(_CHUNK, len(values)), np.intp)
     for start in range(0, len(values), _CHUNK):
         part = values[start : start + _CHUNK]
-        keys = steps_of(part, maximum)
+        keys = steps_of(part, maximum, out=kept[: len(part)])
         steps += np.bincount(keys, minlength=STEPS)
         found = part[shared.take(keys)]
         near.append(found[found > 0] if shared[0] else found)

@@ -292,3 +292,16 @@ def test_what_is_asked_and_what_comes_of_it_travel_between_processes() -> None:
 
 def tuned_elsewhere() -> Threshold:
     return tuned([Curve("other", "somebody", np.linspace(0, 1, 100))])
+
+
+def test_boxes_that_experts_drew_stand_for_those_around_the_mask() -> None:
+    drawn = np.array([[[2, 5], [3, 9], [1, 3]], [[3, 8], [5, 12], [2, 6]]])
+    lesion = np.zeros(SHAPE, bool)
+    for box in drawn:
+        lesion[tuple(slice(a, b + 1) for a, b in box)] = True
+    one = np.zeros(SHAPE, np.float32)
+    one[2:6, 3:10, 1:4] = 1
+    given_ = measure(one, lesion, spacing_mm=SPACING, boxes=drawn, settings=QUICK).boxes
+    around = measure(one, lesion, spacing_mm=SPACING, settings=QUICK).boxes
+    assert (given_.any_piece == 1).all()
+    assert (around.any_piece < 0.5).all()
