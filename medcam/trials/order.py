@@ -10,6 +10,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
@@ -17,6 +18,7 @@ from torch import Tensor
 from medcam.errors import UsageError
 
 PATCH_MM = 8.0
+NEVER = torch.iinfo(torch.int32).max
 
 
 @dataclass(frozen=True, eq=False)
@@ -74,7 +76,7 @@ class Order:
     Parameters
     ----------
     place
-        The place of each voxel's patch, from 0 for what is taken first; -1 for voxels outside the domain, which are never taken.
+        The place of each voxel's patch, from 0 for what is taken first; `NEVER` for voxels outside the domain, which are never taken.
     reached
         How many voxels have been taken when so many patches have.
     tied
@@ -105,16 +107,18 @@ class Order:
         source = torch.where(number < count[:, None], count[:, None] - 1 - number, number)
         sizes = size.gather(1, source)
         reached = torch.cat([torch.zeros_like(sizes[:, :1]), sizes.cumsum(1)], 1)
-        return Order(torch.where(self.place < 0, self.place, last - self.place), reached, self.tied)
+        return Order(torch.where(self.place == NEVER, NEVER, last - self.place).to(torch.int32), reached, self.tied)
 
     def first(self, cut: Int[Tensor, "m b"]) -> Bool[Tensor, "m b *s"]:
         """Return the voxels of the first patches, for several numbers of them."""
-        edge = cut.reshape(*cut.shape, *[1] * (self.place.ndim - 1))
-        return (self.place < edge) & (self.place >= 0)
+        return self.place < self._edge(cut)
 
     def rest(self, cut: Int[Tensor, "m b"]) -> Bool[Tensor, "m b *s"]:
         """Return the other voxels of the domain."""
-        return self.place >= cut.reshape(*cut.shape, *[1] * (self.place.ndim - 1))
+        return (self.place >= self._edge(cut)) & (self.place != NEVER)
+
+    def _edge(self, cut: Int[Tensor, "m b"]) -> Int[Tensor, "m b *one"]:
+        return cut.reshape(*cut.shape, *[1] * (self.place.ndim - 1)).to(torch.int32)
 
 
 def order_of(
@@ -125,36 +129,59 @@ def order_of(
     Ties are broken by the generator, alike in all samples.
     """
     label = patches.label(maps.device)
-    count = math.prod(patches.counts)
     inside = domain.flatten(1)
-    flat = maps.flatten(1)
+    sizes, means = _pooled(maps.flatten(1), inside, label, patches)
+    ranked, same = _sorted(means, generator)
+    place = torch.empty_like(ranked, dtype=torch.int32)
+    place.scatter_(1, ranked, torch.arange(means.shape[1], dtype=torch.int32, device=means.device).expand_as(ranked))
+    ordered = sizes.gather(1, ranked)
+    pad = torch.zeros_like(same[:, :1])
+    tied = (torch.cat([same, pad], 1) | torch.cat([pad, same], 1)) * ordered
+    return Order(
+        torch.where(inside, place[:, label], NEVER).unflatten(1, maps.shape[1:]),
+        torch.cat([torch.zeros_like(sizes[:, :1]), ordered.cumsum(1)], 1),
+        tied.sum(1) / sizes.sum(1),
+    )
+
+
+def _sorted(values: Float[Tensor, "b p"], generator: torch.Generator) -> tuple[Int[Tensor, "b p"], Bool[Tensor, "b q"]]:
+    """Return the places of values from the highest on, ties at random, and which neighbours in this order are tied.
+
+    A value and its place in a random order are packed into one whole number, and these are sorted: no two are the same, so any way of
+    sorting gives the same order, and the quickest may be taken.
+    """
+    shuffle = torch.randperm(values.shape[1], generator=generator).to(values.device)
+    # A float's bits rise with it, those of negative ones fall; adding 0 makes the two zeros one.
+    bits = (values + 0.0).contiguous().view(torch.int32)
+    rising = torch.where(bits < 0, bits ^ 0x7FFFFFFF, bits)
+    keys = (~rising).to(torch.int64) << 32
+    turn = torch.empty_like(shuffle).scatter_(0, shuffle, torch.arange(len(shuffle), device=shuffle.device))
+    keys |= turn
+    # On a CPU numpy sorts whole numbers several times as fast as torch.
+    ordered = torch.from_numpy(np.sort(keys.numpy(), axis=1)) if keys.device.type == "cpu" else keys.sort(dim=1).values
+    high = ordered >> 32
+    return shuffle[ordered & 0xFFFFFFFF], high[:, 1:] == high[:, :-1]
+
+
+def _pooled(
+    flat: Float[Tensor, "b v"], inside: Bool[Tensor, "b v"], label: Int[Tensor, " v"], patches: Patches
+) -> tuple[Int[Tensor, "b p"], Float[Tensor, "b p"]]:
+    """Return the number of domain voxels and the mean of each patch: the least number there is for one without a number, and less for one
+    outside the domain."""
     seen = inside & torch.isfinite(flat)
+    least = torch.finfo(torch.float32).min
+    if patches.counts == patches.shape:
+        values = torch.where(seen, flat, least).float()
+        return inside.to(torch.int64), torch.where(inside, values, -torch.inf)
 
     def gathered(values: Tensor) -> Tensor:
-        return torch.zeros(len(flat), count, dtype=values.dtype, device=flat.device).index_add_(1, label, values)
+        total = torch.zeros(len(flat), math.prod(patches.counts), dtype=values.dtype, device=flat.device)
+        return total.index_add_(1, label, values)
 
     sizes, numbers = gathered(inside.to(torch.int64)), gathered(seen.to(torch.int64))
     # Summed in double precision and rounded to single, patches of equal values tie, whatever the order of their sums.
     means = (gathered(torch.where(seen, flat, 0).double()) / numbers).float()
-    means = torch.where(numbers > 0, means, -torch.inf)
-    # Sorted within a random order, ties stay in it; patches outside the domain come after all others.
-    shuffle = torch.randperm(count, generator=generator).to(flat.device)
-    shuffled = means[:, shuffle]
-    absent = sizes[:, shuffle] == 0
-    by_value = shuffled.argsort(dim=1, descending=True, stable=True)
-    by_presence = absent.gather(1, by_value).to(torch.uint8).argsort(dim=1, stable=True)
-    ranked = shuffle[by_value.gather(1, by_presence)]
-    place = torch.empty_like(ranked).scatter_(1, ranked, torch.arange(count, device=flat.device).expand_as(ranked))
-    reached = torch.cat([torch.zeros_like(sizes[:, :1]), sizes.gather(1, ranked).cumsum(1)], 1)
-    in_order = means.gather(1, ranked)
-    same = in_order[:, 1:] == in_order[:, :-1]
-    pad = torch.zeros_like(same[:, :1])
-    tied = (torch.cat([same, pad], 1) | torch.cat([pad, same], 1)) * sizes.gather(1, ranked)
-    return Order(
-        torch.where(inside, place[:, label], -1).unflatten(1, maps.shape[1:]).to(torch.int32),
-        reached,
-        tied.sum(1) / sizes.sum(1),
-    )
+    return sizes, torch.where(sizes > 0, torch.where(numbers > 0, means, least), -torch.inf)
 
 
 def surrogates(

@@ -10,7 +10,7 @@ from medcam.errors import UsageError
 from medcam.trials.deletion import deletion_and_insertion, deletion_curve
 from medcam.trials.fills import fill_named
 from medcam.trials.inpainting import inpainted
-from medcam.trials.order import Patches, order_of, patches_of, surrogates
+from medcam.trials.order import NEVER, Patches, order_of, patches_of, surrogates
 from medcam.trials.road import road
 from medcam.trials.scoring import on_trial
 from trials.toys import SHAPE, Linear, Spot, convolutional
@@ -118,6 +118,20 @@ def test_of_tied_voxels_as_many_go_as_were_asked_for() -> None:
     assert torch.equal(order.place[maps > 0], other.place[maps > 0])
 
 
+def test_the_order_is_that_of_sorting_values_of_either_sign() -> None:
+    maps = torch.randn(2, *SHAPE)
+    maps[0, 0, 0] = torch.tensor([0.0, -0.0, 1e-40, -1e-40, 3e38])
+    order = ordered(maps, (1, 1, 1))
+    for b in range(2):
+        taken = torch.empty(maps[0].numel()).scatter_(0, order.place[b].flatten().long(), maps[b].flatten())
+        assert torch.equal(taken, maps[b].flatten().sort(descending=True).values)
+    assert float(order.tied[0]) == pytest.approx(2 / maps[0].numel())
+    assert float(order.tied[1]) == 0
+    # Of many ties each is as likely to come first.
+    firsts = [int(ordered(torch.zeros(1, 3, 2, 2), (1, 1, 1), seed=n).place.flatten().argmin()) for n in range(480)]
+    assert np.bincount(firsts, minlength=12).min() > 18
+
+
 def test_an_order_read_backwards_takes_the_last_first() -> None:
     maps = torch.rand(2, 8, 5, 3)
     domain = torch.rand(2, 8, 5, 3) < 0.7
@@ -126,9 +140,9 @@ def test_an_order_read_backwards_takes_the_last_first() -> None:
     back = order.reversed()
     for b in range(2):
         inside = domain[b]
-        size = int(order.place[b].max())
+        size = int(order.place[b][inside].max())
         assert torch.equal(back.place[b][inside], size - order.place[b][inside])
-        assert (back.place[b][~inside] == -1).all()
+        assert (back.place[b][~inside] == NEVER).all()
         counts = [int((back.place[b][inside] < k).sum()) for k in range(back.reached.shape[1])]
         assert back.reached[b].tolist() == counts
         assert order.reached[b].tolist() == [
