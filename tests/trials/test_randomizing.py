@@ -169,3 +169,27 @@ def test_a_network_whose_weights_are_hidden_is_refused_in_words() -> None:
         stages(traced, torch.randn(1, 1, *SHAPE))
     with pytest.raises(ModelError, match="no weights"):
         stages(nn.Sequential(nn.Flatten()), torch.randn(1, 1, *SHAPE))
+
+
+class Frozen(nn.Module):
+    """A norm of one's own, as detectors have it: all of it lies in buffers, and it has no way to be initialised."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        for name, value in (("weight", 2.0), ("bias", 0.5), ("running_mean", 0.3), ("running_var", 4.0)):
+            self.register_buffer(name, torch.full((3,), value))
+
+    def forward(self, x: Tensor) -> Tensor:
+        shape = (1, -1, 1, 1, 1)
+        scale = self.weight.reshape(shape) / self.running_var.reshape(shape).sqrt()
+        return (x - self.running_mean.reshape(shape)) * scale + self.bias.reshape(shape)
+
+
+def test_a_norm_that_lies_in_buffers_forgets_as_well() -> None:
+    network = nn.Sequential(nn.Conv3d(1, 3, 3), Frozen(), nn.AdaptiveAvgPool3d(1), nn.Flatten(), nn.Linear(3, 2))
+    given = stages(network, torch.randn(1, 1, *SHAPE))
+    assert [stage.modules for stage in given] == [("0", "1"), ("4",)]
+    (_, drawn), *_ = randomized(network, given[:1], order="bottom-up")
+    for name, value in (("weight", 1.0), ("bias", 0.0), ("running_mean", 0.0), ("running_var", 1.0)):
+        assert getattr(drawn[1], name).tolist() == [value] * 3
+    assert network[1].running_var.tolist() == [4.0] * 3
