@@ -11,11 +11,12 @@ from pkgutil import resolve_name
 
 from medcam.errors import OutputError, UsageError
 from medcam.formats.exporting import Export
+from medcam.formats.masks import read_mask
 from medcam.formats.reading import READERS, Reader, kind_of, read
 from medcam.options import Choice, chosen, listed, options_of
 from medcam.volume import Heatmap, Volume
 
-__all__ = ["CHECKS", "READERS", "WRITERS", "Export", "Reader", "check_formats", "kind_of", "read", "write"]
+__all__ = ["CHECKS", "READERS", "WRITERS", "Export", "Reader", "check_formats", "kind_of", "read", "read_mask", "write"]
 
 
 def write(
