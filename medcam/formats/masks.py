@@ -6,6 +6,7 @@ are.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -98,9 +99,11 @@ def _read_dicom(path: Path, wanted: Choose, like: Grid | None) -> Volume | None:
         dicom_contours.CLASS: dicom_contours.read_contours,
         **dict.fromkeys(dicom_segments.CLASSES, dicom_segments.read_segments),
     }
-    with files_in(path) as files:
+    with warnings.catch_warnings(), files_in(path) as files:
+        # Of odd headers pydicom tells nothing that the errors here do not.
+        warnings.simplefilter("ignore")
         headers = ((file, read_header(file, ["SOPClassUID", "SOPInstanceUID", "SeriesInstanceUID"])) for file in files)
-        kinds = ((file, str(said(header.dataset, "SOPClassUID"))) for file, header in headers if header is not None)
+        kinds = ((file, str(said(header, "SOPClassUID"))) for file, header in headers if header is not None)
         found = [(file, readers[kind]) for file, kind in kinds if kind in readers]
         if len(found) > 1:
             names = ", ".join(file.path.name for file, _ in found[:10])

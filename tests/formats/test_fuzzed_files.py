@@ -13,8 +13,19 @@ import pytest
 import SimpleITK as sitk
 from PIL import Image
 
+from formats.test_masks import (
+    SQUARE,
+    contour,
+    labels,
+    on_slice,
+    slicer_fields,
+    source_series,
+    write_seg,
+    write_structures,
+)
 from medcam.errors import MedcamError
-from medcam.formats import read
+from medcam.formats import read, read_mask
+from medcam.geometry import Grid
 from medcam.volume import Volume
 
 DATA = np.random.default_rng(1).integers(0, 300, (6, 5, 4)).astype(np.int16)
@@ -69,13 +80,12 @@ SEEDS: dict[str, Callable[[Path], None]] = {
 }  # fmt: skip
 
 
-def mutated(content: bytes, rng: np.random.Generator) -> bytes:
-    """One to four changes: bytes, words, cuts, doublings."""
+def mutated(content: bytes, rng: np.random.Generator, *, header: int = 700) -> bytes:
+    """One to four changes: bytes, words, cuts, doublings, most of them in the header."""
     changed = bytearray(content)
     for _ in range(int(rng.integers(1, 5))):
         at = int(rng.integers(0, max(1, len(changed))))
-        # Mostly in the first bytes, where headers are.
-        at = at % 700 if rng.random() < 0.8 else at
+        at = at % header if rng.random() < 0.8 else at
         kind = rng.integers(0, 5)
         if kind == 0:
             changed[at : at + 1] = bytes([int(rng.integers(0, 256))])
@@ -90,15 +100,15 @@ def mutated(content: bytes, rng: np.random.Generator) -> bytes:
     return bytes(changed)
 
 
-def ends_well(path: Path) -> None:
+def ends_well(path: Path, reader: Callable[..., Volume] = read, **more: Grid) -> None:
     try:
-        assert isinstance(read(path), Volume)
+        assert isinstance(reader(path, **more), Volume)
     except MedcamError as error:
         assert str(error)  # noqa: PT017
 
 
 @pytest.mark.parametrize("name", SEEDS)
-@pytest.mark.parametrize("rounds", [150, pytest.param(3000, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("rounds", [100, pytest.param(3000, marks=pytest.mark.slow)])
 def test_a_mutated_file_is_a_volume_or_a_named_error(tmp_path: Path, name: str, rounds: int) -> None:
     SEEDS[name](tmp_path / name)
     whole = (tmp_path / name).read_bytes()
@@ -110,3 +120,42 @@ def test_a_mutated_file_is_a_volume_or_a_named_error(tmp_path: Path, name: str, 
         content = mutated(gzip.decompress(whole) if unpacked else whole, rng)
         path.write_bytes(gzip.compress(content, 1) if unpacked else content)
         ends_well(path)
+
+
+def _segmentation(path: Path, kind: str) -> None:
+    write_seg(path, source_series(path.parent / "ct"), labels(), kind)
+
+
+def _structures(path: Path) -> None:
+    grid = read(path.parent / "ct").grid
+    write_structures(
+        path,
+        {"a": [contour(on_slice(grid, SQUARE, k)) for k in (1, 2)], "b": [contour(grid.affine[:3, 3:].T, "POINT")]},
+    )
+
+
+def _slicer(path: Path) -> None:
+    fields = slicer_fields(("a", "b"), LabelValue=("1", "2"), Layer=("0", "1"))
+    nrrd.write(str(path), np.stack([labels()[0], 2 * labels()[1]]).astype(np.uint8), fields)
+
+
+MASKS: dict[str, Callable[[Path], None]] = {
+    "binary.dcm": lambda path: _segmentation(path, "BINARY"),
+    "labelmap.dcm": lambda path: _segmentation(path, "LABELMAP"),
+    "contours.dcm": _structures,
+    "a.seg.nrrd": _slicer,
+}
+
+
+@pytest.mark.parametrize("name", MASKS)
+@pytest.mark.parametrize("rounds", [40, pytest.param(1500, marks=pytest.mark.slow)])
+def test_a_mutated_mask_is_a_volume_or_a_named_error(tmp_path: Path, name: str, rounds: int) -> None:
+    source_series(tmp_path / "ct")
+    MASKS[name](tmp_path / name)
+    whole = (tmp_path / name).read_bytes()
+    rng = np.random.default_rng(len(name) + rounds)
+    path = tmp_path / f"mutated.{name.partition('.')[2]}"
+    like = read(tmp_path / "ct").grid
+    for n in range(rounds):
+        path.write_bytes(mutated(whole, rng, header=len(whole)))
+        ends_well(path, read_mask, **({"like": like} if n % 2 else {}))
