@@ -22,14 +22,13 @@ from pydicom.datadict import tag_for_keyword
 from pydicom.valuerep import DSfloat
 
 from medcam.errors import OutputError
-from medcam.formats.dicom_derived import keeps_places, source_image, source_instances
+from medcam.formats import dicom_slices
+from medcam.formats.dicom_derived import keeps_places, source_image
 from medcam.formats.dicom_files import said
+from medcam.formats.dicom_slices import LPS_FROM_RAS, picture_header, picture_slices
 from medcam.geometry import Grid
 from medcam.volume import Heatmap, Source, Volume
 
-_LPS_FROM_RAS = np.diag((-1.0, -1.0, 1.0))
-# As the reader: a slice may lie this share of a step off its place on the regular grid.
-_DRIFT_SHARE, _DRIFT_MM = 0.1, 0.01
 # Rows and columns of a frame are perpendicular; what DICOM's 16 characters can hold is far below these.
 _COSINES = 1e-4
 _DECIMALS = 6
@@ -78,7 +77,7 @@ def stack_of(grid: Grid) -> Stack:
     OutputError
         If the rows and the columns of a slice are not perpendicular, which DICOM cannot say. A tilted gantry it can.
     """
-    lps = _LPS_FROM_RAS @ grid.affine[:3]
+    lps = LPS_FROM_RAS @ grid.affine[:3]
     lengths = np.linalg.norm(lps[:, :2], axis=0)
     directions = (lps[:, :2] / lengths).T
     if abs(float(directions[0] @ directions[1])) > _COSINES:
@@ -109,31 +108,7 @@ def refuse_other_place(heatmap: Heatmap, volume: Volume) -> None:
             f"the heatmap lies on a grid of shape {grid.shape} and the image on another, of shape {volume.grid.shape}; "
             "give the image that the heatmap was made for"
         )
-    if not heatmap.source.placed or not keeps_places(heatmap):
-        return
-    tolerance = max(_DRIFT_MM, _DRIFT_SHARE * grid.spacing_mm[2])
-    for k in range(grid.shape[2]):
-        said = _position(heatmap.source, k)
-        off = 0.0 if said is None else float(np.linalg.norm(_LPS_FROM_RAS @ grid.world_mm(np.array([0, 0, k])) - said))
-        if off > tolerance:
-            raise OutputError(
-                f"slice {k} of the heatmap lies {off:.2f} mm from where its DICOM header says; write the heatmap that lies "
-                "on the source's own grid"
-            )
-
-
-def _position(source: Source, k: int) -> Float[np.ndarray, " 3"] | None:
-    """Return where the picture of slice k says that its first pixel lies (LPS), or None where it does not say."""
-    frame = source.slices[k]
-    if frame is None:
-        return None
-    header = source.instances[frame.instance]
-    position = said(header, "ImagePositionPatient")
-    if frame.number is not None:
-        groups = said(header, "PerFrameFunctionalGroupsSequence") or ()
-        places = said(groups[frame.number - 1], "PlanePositionSequence") if len(groups) >= frame.number else None
-        position = said(places[0], "ImagePositionPatient") if places else None
-    return None if position is None else np.array(position, np.float64)
+    dicom_slices.refuse_other_place(heatmap.source, grid)
 
 
 def add_frames(
@@ -211,7 +186,8 @@ def _measures(source: Source, stack: Stack, *, same_place: bool) -> Dataset:
     """Return a Pixel Measures item. A film gets none: its pixels are the source's, and it has no thickness to state."""
     measures = Dataset()
     measures.PixelSpacing = decimals(stack.spacing_mm)
-    thickness = said(source_instances(source)[0], "SliceThickness") if same_place else None
+    header = picture_header(source, picture_slices(source)[0]) if same_place else None
+    thickness = None if header is None else said(header, "SliceThickness")
     measures.SliceThickness = decimals([thickness or stack.step_mm])[0]
     measures.SpacingBetweenSlices = decimals([stack.step_mm])[0]
     return measures

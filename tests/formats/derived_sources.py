@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pydicom
 import pytest
 from pydicom import Dataset
 from pydicom.data import get_testdata_file
@@ -24,7 +23,7 @@ from medcam.formats.dicom import read_dicom
 from medcam.formats.exporting import Export
 from medcam.geometry import Grid
 from medcam.recipe import Recipe
-from medcam.volume import Frame, Heatmap, Source, Volume
+from medcam.volume import Heatmap, Volume
 
 RECIPE = Recipe(
     "net", "ab" * 32, "grad-cam", "features.3", "lesion (class 0)",
@@ -66,6 +65,7 @@ def volume_of(case: str, folder: Path) -> Volume:
         "an enhanced MR": lambda: enhanced(folder),
         "a missing slice": lambda: series(folder, "oblique", leave_out=(2,), allow_gaps=True),
         "a tilted gantry": lambda: series(folder, TILTED, modality="CT"),
+        "a tilted gantry, regridded": lambda: series(folder, TILTED, modality="CT", regrid=True),
         "another grid": lambda: regridded(folder),
         "a right knee": lambda: series(folder, "oblique", tags={"BodyPartExamined": "KNEE", "Laterality": "R"}),
         "no named part": lambda: series(folder, "oblique", tags={"BodyPartExamined": None}),
@@ -97,6 +97,7 @@ PLACED = (
     "slices against the normal",
     "an enhanced MR",
     "a missing slice",
+    "a tilted gantry, regridded",
     "another grid",
 )
 # What else the validators have had words about.
@@ -104,11 +105,13 @@ ODD = ("a right knee", "no named part", "lossy images", "an empty character set"
 FILMS = ("a CR film", "a CR film of spacing 0", "a DX film", "a DX film of a hand")
 
 
-def series(folder: Path, geometry: str | np.ndarray, *, allow_gaps: bool = False, **options: Any) -> Volume:
+def series(
+    folder: Path, geometry: str | np.ndarray, *, allow_gaps: bool = False, regrid: bool = False, **options: Any
+) -> Volume:
     options["tags"] = COMPLETE | options.get("tags", {})
     affine = GEOMETRIES[geometry] if isinstance(geometry, str) else geometry
     write_series(folder, stored_values(SHAPE), affine, **options)
-    return read_dicom(folder, allow_gaps=allow_gaps)
+    return read_dicom(folder, allow_gaps=allow_gaps, regrid=regrid)
 
 
 def film(folder: Path, modality: str, tags: dict[str, Any], orientation: Sequence[str] | None = ("L", "F")) -> Volume:
@@ -151,12 +154,8 @@ def enhanced(folder: Path) -> Volume:
     dataset.PerFrameFunctionalGroupsSequence = items
     dataset.PixelData = bytes(2 * columns * rows * 2 * count)
     dataset["PixelData"].VR = "OW"
-    path = save(dataset, folder / "enhanced.dcm")
-    header = pydicom.dcmread(path, stop_before_pixels=True)
-    slices = tuple(Frame(0, 2 * (count - 1 - k) + 2) for k in range(count))
-    source = Source("dicom", "ef" * 32, modality="MR", instances=(header,), slices=slices)
-    grid = Grid(SHAPE, affine, str(header.FrameOfReferenceUID))
-    return Volume(np.zeros(SHAPE, np.float32), grid, "a.u.", source)
+    save(dataset, folder / "enhanced.dcm")
+    return read_dicom(folder, volume=1)
 
 
 _ENHANCED = {
@@ -269,7 +268,17 @@ REAL = {
     "dicom_mr_series/memprage_oblique.zip": ("PatientName",),
     "CT_small.dcm": ("PatientWeight",),
     "MR_small.dcm": ("NameOfPhysiciansReadingStudy",),
+    "dicom_hard/enhanced_siemens/XA10": (
+        "ReferringPhysicianName",
+        "PatientName",
+        "OtherPatientIDs",
+        "FrameAnatomySequence",
+    ),
+    "dicom_hard/enhanced_philips": ("PatientName", "PatientAge"),
 }
+# Which volume of a 4D series, and of what no Parametric Map can be made: films, and images that name no frame of reference.
+_VOLUMES = {"dicom_hard/enhanced_siemens/XA10": 2, "dicom_hard/enhanced_philips": 0}
+UNMAPPABLE = ("cxr_dicom/RG1_J2KI.dcm", "cxr_dicom/DX_thorax.dcm", "dicom_hard/enhanced_philips")
 
 
 def real_volume(name: str, real_data: Path, folder: Path) -> Volume:
@@ -277,7 +286,7 @@ def real_volume(name: str, real_data: Path, folder: Path) -> Volume:
     if "/" not in name and name.endswith(".dcm"):
         return read_dicom(Path(get_testdata_file(name)))
     if not name.startswith("ct_dicomseg"):
-        return read_dicom(real_data / name, allow_gaps=True)
+        return read_dicom(real_data / name, allow_gaps=True, volume=_VOLUMES.get(name))
     # The folder also holds a segmentation and NIfTI files.
     folder.mkdir()
     for file in sorted((real_data / name).glob("0*.dcm")):
