@@ -177,6 +177,18 @@ def test_segments_hold_what_reaches_each_threshold_and_label_maps_the_bands_betw
     np.testing.assert_array_equal(frames, (low.astype(int) + high)[kept])
 
 
+@pytest.mark.parametrize("kind", ["binary", "labelmap"])
+def test_a_voxel_at_a_threshold_is_within(kind: str, tmp_path: Path) -> None:
+    volume = volume_of("an oblique MR", tmp_path / "source")
+    relevance = np.zeros(volume.grid.shape, np.float32)
+    relevance[3:7, 5, 2], relevance[4, 5, 2] = 0.5, 1
+    export = export_of(volume, tmp_path, relevance)
+    dataset, frames = stored(written(export, kind=kind, thresholds=[0.5, 1]))
+    counts = [(frames == n).sum() for n in (1, 2)] if kind == "labelmap" else frames.sum(axis=(1, 2)).tolist()
+    assert counts == ([3, 1] if kind == "labelmap" else [4, 1])
+    assert dataset.SegmentSequence[-1].SegmentLabel == "lesion (class 0): relevance from 100 %"
+
+
 def test_a_fraction_is_the_share_of_the_maximum_and_says_that_it_is_no_probability_of_disease(tmp_path: Path) -> None:
     volume = volume_of("an oblique MR", tmp_path / "source")
     relevance = blob(volume.grid)
