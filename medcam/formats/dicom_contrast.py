@@ -16,6 +16,7 @@ from pydicom.valuerep import DSfloat
 from medcam.formats.dicom_files import said
 from medcam.formats.dicom_pixels import display_window, is_inverted, mirror, rescale, unit
 from medcam.formats.dicom_slices import picture_header, picture_reference
+from medcam.formats.dicom_view import Header
 from medcam.render import display_range
 from medcam.volume import Volume
 
@@ -23,32 +24,38 @@ from medcam.volume import Volume
 def add_contrast(state: Dataset, volume: Volume, slices: Sequence[int]) -> None:
     """Show each image as it asks for, or as medcam's own pictures show it where it does not ask.
 
-    One rescaling holds for all images of a state. Where theirs differ it is left out, and windows are told in stored values.
+    One rescaling holds for all images of a state. Where theirs differ it is left out, and windows are told in stored values; so
+    they are where a window is narrower than 1, which not every viewer can show.
     """
     headers = {k: header for k in slices if (header := picture_header(volume.source, k)) is not None}
     first = headers[slices[0]]
-    table = said(first, "ModalityLUTSequence")
-    scales = {rescale(header) for header in headers.values()}
-    rescaled = table is not None or len(scales) == 1
-    if table is not None:
+    otherwise = display_range(volume)
+    asked = {k: _window(header, otherwise) for k, header in headers.items()}
+    if table := said(first, "ModalityLUTSequence"):
         state.ModalityLUTSequence = [copy.deepcopy(table[0])]
-    elif len(scales) == 1:
+    elif (
+        len(scales := {rescale(header) for header in headers.values()}) == 1 and min(w for _, w in asked.values()) >= 1
+    ):
         state.RescaleSlope, state.RescaleIntercept = (DSfloat(value, auto_format=True) for value in scales.pop())
         state.RescaleType = said(first, "RescaleType") or ("HU" if unit(first) == "HU" else "US")
-    otherwise = display_range(volume)
-    windows: dict[tuple[float, float], list[int]] = {}
-    for k, header in headers.items():
-        centre, width = display_window(header) or (sum(otherwise) / 2, otherwise[1] - otherwise[0])
-        if is_inverted(header):
-            centre = mirror(header) - centre
-        if not rescaled:
+    else:
+        for k, header in headers.items():
             slope, intercept = rescale(header)
-            centre, width = (centre - intercept) / slope, width / abs(slope)
-        windows.setdefault((centre, width), []).append(k)
+            asked[k] = (asked[k][0] - intercept) / slope, asked[k][1] / abs(slope)
+    windows: dict[tuple[float, float], list[int]] = {}
+    for k, window in asked.items():
+        windows.setdefault(window, []).append(k)
     state.SoftcopyVOILUTSequence = [
         _voi(window, volume, () if len(windows) == 1 else shown) for window, shown in windows.items()
     ]
     state.PresentationLUTShape = "INVERSE" if is_inverted(first) else "IDENTITY"
+
+
+def _window(header: Header, otherwise: tuple[float, float]) -> tuple[float, float]:
+    """Return (centre, width) in rescaled values, not turned over."""
+    low, high = otherwise
+    centre, width = display_window(header) or ((low + high) / 2, high - low)
+    return (mirror(header) - centre if is_inverted(header) else centre), width
 
 
 def _voi(window: tuple[float, float], volume: Volume, slices: Sequence[int]) -> Dataset:

@@ -50,8 +50,8 @@ _OUTLINE, _PEAK = "RELEVANCE", "RELEVANCE PEAK"
 _COLOURS = {_OUTLINE: (30000, 46000, 18000), _PEAK: (58000, 31000, 52000)}
 # A cross reaches from here to there, as a share of the image's shorter side, so that nothing covers the peak.
 _CROSS = (0.015, 0.05)
-# A polyline counts its points in 16 bits.
-_MOST_POINTS = 65535
+# An element of two floats a point holds no more in 64 kB.
+_MOST_POINTS = 8191
 
 
 def presentation_state(export: Export, *, most: int = 10) -> tuple[Path, ...]:
@@ -113,7 +113,7 @@ def presentation_state_dataset(export: Export, *, most: int = 10) -> Dataset | N
     state.GraphicAnnotationSequence = [item for items in drawn.values() for item in items]
     state.GraphicLayerSequence = [_layer(order, name) for order, name in enumerate(_COLOURS, 1)]
     add_contrast(state, export.volume, list(drawn))
-    final = finalised(state, heatmap, instance=instance, number=_SERIES_NUMBER, when=export.when)
+    final = finalised(state, heatmap, instance=instance, number=_SERIES_NUMBER, when=export.when, kind="outline")
     final.ContentDescription = own_text(f"Relevance for {heatmap.target}, {WARNING}", final, 64)
     # The state has one time zone, the source's.
     final.PresentationCreationDate, final.PresentationCreationTime = final.ContentDate, final.ContentTime
