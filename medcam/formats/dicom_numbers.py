@@ -42,7 +42,7 @@ _DIGITS = 9
 
 def number(
     name: sr.CodedConcept,
-    value: float,
+    value: float | int,
     unit: str = "",
     *,
     derivation: str = "",

@@ -129,7 +129,7 @@ def structured_report_dataset(export: Export, *, most: int = 10) -> Dataset:
         manufacturer="medcam",
         is_complete=True,
     )
-    return finalised(report, heatmap, instance=instance, number=_SERIES_NUMBER, when=export.when)
+    return finalised(report, heatmap, instance=instance, number=_SERIES_NUMBER, when=export.when, kind="report")
 
 
 def _whole(
