@@ -87,7 +87,7 @@ def key_objects_dataset(export: Export) -> Dataset:
         instance_number=1,
         manufacturer="medcam",
     )
-    return finalised(document, heatmap, instance=instance, number=_SERIES_NUMBER, when=export.when)
+    return finalised(document, heatmap, instance=instance, number=_SERIES_NUMBER, when=export.when, kind="key objects")
 
 
 def _instance(export: Export, gathered: Sequence[Instance]) -> Instance:
