@@ -15,10 +15,13 @@ import pytest
 import SimpleITK
 from pydicom import Dataset
 
-from formats.made_sources import SOURCES, blob, heatmap, made_export, made_series, source
+from formats.dicom_phantom import GEOMETRIES, stored_values
+from formats.dicom_phantom_frames import write_mosaic
+from formats.made_sources import COMPLETE, SHAPE, SOURCES, blob, heatmap, made_export, made_series, source
 from formats.validators import complaints, disagreements
 from medcam import formats
-from medcam.errors import UsageError
+from medcam.errors import OutputError, UsageError
+from medcam.formats.dicom import read_dicom
 from medcam.formats.dicom_key_objects import key_objects, key_objects_instance
 from medcam.formats.dicom_report import structured_report
 from medcam.formats.dicom_secondary_capture import secondary_capture
@@ -192,6 +195,25 @@ def hottest(pixels: np.ndarray) -> tuple[int, ...]:
     """Return the index of the brightest colour of the colour table's upper end."""
     flat = np.argmax(pixels[..., :2].min(-1) - pixels[..., 2])
     return tuple(int(n) for n in np.unravel_index(flat, pixels.shape[:-1]))
+
+
+def test_the_tiles_of_a_mosaic_are_placed_and_referred_to_as_a_whole(tmp_path: Path) -> None:
+    write_mosaic(tmp_path / "source", stored_values(SHAPE), GEOMETRIES["oblique"], tags=COMPLETE)
+    volume = read_dicom(tmp_path / "source")
+    found = heatmap(volume, blob(volume, place(volume), 2.0))
+    written = formats.write(found, volume, tmp_path / "out", formats=["dicom-sc", "dicom-sr", "dicom-ko"])
+    for path, kind in zip(written, ("sc", "sr", "ko"), strict=True):
+        assert complaints(path, *IODS[kind]) == []
+    overlay, report, _ = (pydicom.dcmread(path) for path in written)
+    (item,) = overlay.SourceImageSequence
+    assert item.SpatialLocationsPreserved == "NO"
+    assert overlay.NumberOfFrames == SHAPE[2]
+    image = SimpleITK.ReadImage(str(written[0]))
+    k, j, i = hottest(SimpleITK.GetArrayFromImage(image).astype(int))
+    for point in (image.TransformIndexToPhysicalPoint((i, j, k)), next(points(report))):
+        assert np.abs(volume.grid.index(np.array(point) * (-1, -1, 1)) - place(volume)).max() <= 0.5
+    with pytest.raises(OutputError, match="tiles of a mosaic"):
+        formats.write(found, volume, tmp_path / "out", formats=["dicom-ps"])
 
 
 def test_a_selection_of_nothing_is_refused(tmp_path: Path) -> None:
