@@ -15,6 +15,7 @@ import pytest
 import SimpleITK
 from pydicom import Dataset
 
+from formats.derived_sources import REAL, real_volume
 from formats.dicom_phantom import GEOMETRIES, stored_values
 from formats.dicom_phantom_frames import write_mosaic
 from formats.made_sources import COMPLETE, SHAPE, SOURCES, blob, heatmap, made_export, made_series, source
@@ -97,6 +98,21 @@ def test_all_objects_of_an_export_are_valid_and_belong_together(name: str, tmp_p
         made_by = dataset.ContributingEquipmentSequence[0].ContributionDescription
         for word in ("medcam", "grad-cam", "features.3", "lesion (class 0)", "net", "ab" * 32, "Research use only"):
             assert word in made_by
+
+
+@pytest.mark.parametrize("name", REAL)
+def test_validators_complain_of_objects_on_real_images_only_about_the_sources_own_words(
+    name: str, real_data: Path, tmp_path: Path
+) -> None:
+    volume = real_volume(name, real_data, tmp_path / "source")
+    found = heatmap(volume, blob(volume, place(volume), 20 * max(volume.grid.spacing_mm)))
+    written = formats.write(
+        found, volume, tmp_path / "out", formats="dicom-sc(slices='key'),dicom-sr,dicom-ps,dicom-ko"
+    )
+    for path, kind in zip(written, ("sc", "sr", "ps", "ko"), strict=True):
+        # A state says for its series which side an unnamed part of the body is on: unknown.
+        own = (*REAL[name], "Laterality") if kind == "ps" else REAL[name]
+        assert [line for line in complaints(path, *IODS[kind]) if not any(f"</{word}(" in line for word in own)] == []
 
 
 def evidence(document: Dataset) -> set[str]:
