@@ -4,7 +4,7 @@
     Slicer --python-script load_in_slicer.py NAME        the one whose files begin with NAME
 
 Each is loaded as its NAME_slicer.json says: the image in grey, relevance in colours from the threshold on, masks, and slice views through
-the peak. It runs inside 3D Slicer (5.0 or later) and needs nothing else. Research use only.
+the peak. It runs inside 3D Slicer 5 and needs nothing else. Research use only.
 """
 
 from __future__ import annotations
