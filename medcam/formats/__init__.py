@@ -72,7 +72,8 @@ def write(
             written += each.function(export, **each.options)
         except OSError as error:
             raise OutputError(f"cannot write to {folder}: {error.strerror or error}") from error
-    return tuple(written)
+    # NIfTI and NRRD share a sidecar.
+    return tuple(dict.fromkeys(written))
 
 
 def check_formats(formats: str | Iterable[str], volume: Volume, *, threshold: float) -> tuple[Choice, ...]:

@@ -24,6 +24,7 @@ from medcam.errors import UsageError
 from medcam.formats.exporting import Export
 from medcam.formats.nifti import sidecar_values
 from medcam.formats.nrrd_stream import Write, put_nrrd
+from medcam.formats.stored import kept_values
 from medcam.geometry import Grid, resample, upright
 from medcam.options import between
 from medcam.render import COLOURS
@@ -34,9 +35,9 @@ from medcam.whole_file import whole_file
 Thresholds: TypeAlias = Sequence[float | int] | float | int | None
 # As DICOM segmentations name such regions.
 _TERMS = "Segmentation category and type - DICOM master list~{}~^^~Anatomic codes - DICOM master list~^^~^^"
-_REGION = _TERMS.format("SCT^309825002^Spatial and Relational Concept~DCM^130401^Visual explanation")
-_LESION = _TERMS.format("SCT^49755003^Morphologically Altered Structure~SCT^52988006^Lesion")
-_LESION_COLOUR = (0.2, 1.0, 0.8)
+REGION_TERMS = _TERMS.format("SCT^309825002^Spatial and Relational Concept~DCM^130401^Visual explanation")
+LESION_TERMS = _TERMS.format("SCT^49755003^Morphologically Altered Structure~SCT^52988006^Lesion")
+LESION_COLOUR = (0.2, 1.0, 0.8)
 _MOST_SEGMENTS = 255
 
 
@@ -68,7 +69,9 @@ def write_nrrd(export: Export) -> tuple[Path, ...]:
         path, sidecar = export.path(f"{ending}.nrrd"), export.path(f"{ending}.json")
         with whole_file(path) as temporary, temporary.open("wb") as stream:
             put_nrrd(stream.write, voxels, heatmap.grid.affine, {}, oriented=heatmap.source.oriented)
-        values = sidecar_values(heatmap, export.threshold) | {"file": path.name}
+        # What was resampled is no longer what was explained, and is not taken up again.
+        kept = kept_values(heatmap, export.volume) if ending == "" else {}
+        values = sidecar_values(heatmap, export.threshold) | {"file": path.name, **kept}
         with whole_file(sidecar) as temporary:
             temporary.write_text(json.dumps(values, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
         written += [path, sidecar]
@@ -96,7 +99,7 @@ def write_seg_nrrd(export: Export, *, thresholds: Thresholds = None) -> tuple[Pa
     heatmap = straightened(export.heatmap)
     segments = [_region(export, heatmap, fraction) for fraction in fractions]
     if export.lesion is not None:
-        segments.append(Segment("lesion", _on(export.lesion, heatmap.grid), _LESION_COLOUR, _LESION))
+        segments.append(Segment("lesion", lesion_mask(export.lesion, heatmap.grid), LESION_COLOUR, LESION_TERMS))
     segments = [segment for segment in segments if segment.mask.any()]
     if not segments:
         return ()
@@ -202,7 +205,7 @@ def _fractions(thresholds: Thresholds, default: float) -> list[float]:
 def _region(export: Export, heatmap: Heatmap, fraction: float) -> Segment:
     red, green, blue, _ = matplotlib.colormaps[COLOURS](fraction)
     name = f"{heatmap.target}: relevance from {100 * fraction:g} % of its maximum"
-    return Segment(name, _above(export, heatmap, fraction), (float(red), float(green), float(blue)), _REGION)
+    return Segment(name, _above(export, heatmap, fraction), (float(red), float(green), float(blue)), REGION_TERMS)
 
 
 def _mask(export: Export, heatmap: Heatmap) -> UInt8[np.ndarray, "i j k"]:
@@ -218,6 +221,7 @@ def _above(export: Export, heatmap: Heatmap, fraction: float) -> Bool[np.ndarray
     return reached if highest > 0 else np.zeros(reached.shape, bool)
 
 
-def _on(lesion: Volume, grid: Grid) -> Bool[np.ndarray, "i j k"]:
+def lesion_mask(lesion: Volume, grid: Grid) -> Bool[np.ndarray, "i j k"]:
+    """Return where a lesion lies on a grid, by nearest neighbour as medcam's figures outline it."""
     inside: np.ndarray = resample(lesion.voxels, lesion.grid, grid, nearest=True, outside=0.0) > 0.5
     return inside

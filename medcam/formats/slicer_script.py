@@ -1,4 +1,4 @@
-"""Write what `Slicer --python-script load_in_slicer.py` shows: NIfTI files, how they are looked at, and the script itself."""
+"""Write what `Slicer --python-script load_in_slicer.py` shows: NIfTI or NRRD files, how they are looked at, and the script."""
 
 from __future__ import annotations
 
@@ -14,15 +14,8 @@ from jaxtyping import Num
 from medcam.errors import OutputError
 from medcam.formats.exporting import Export
 from medcam.formats.nifti import nifti_image, write_nifti
-from medcam.formats.slicer import (
-    LESION_COLOUR,
-    heatmap_name,
-    image_values,
-    lesion_on,
-    mask_name,
-    place_for_slicer,
-    refuse_other_grid,
-)
+from medcam.formats.nrrd_writing import LESION_COLOUR, lesion_mask
+from medcam.formats.slicer import heatmap_name, image_values, mask_name, place_for_slicer, refuse_other_grid
 from medcam.formats.slicer_look import look_at
 from medcam.whole_file import whole_file
 
@@ -30,9 +23,11 @@ SCRIPT = "load_in_slicer.py"
 
 
 def write_script(export: Export) -> tuple[Path, ...]:
-    """Write a script that shows the heatmap in 3D Slicer as its scene does, with the NIfTI files that it loads.
+    """Write a script that shows the heatmap in 3D Slicer as its scene does, with the files that it loads.
 
-    The script is the same for all heatmaps, and shows those that lie in its own folder. The image is stored once for all of them.
+    These are the NRRD files of this export if it has them and no NIfTI, else its NIfTI files, which are written with the script if they
+    were not asked for. The script is the same for all heatmaps, and shows those that lie in its own folder. The image is stored once
+    for all of them.
 
     Raises
     ------
@@ -49,16 +44,16 @@ def write_script(export: Export) -> tuple[Path, ...]:
     source = export.heatmap.source
     image = export.folder / f"{source.label}_{source.sha256[:6]}_image.nii.gz"
     voxels = {image: image_values(export.volume.voxels)}
-    look, mask, lesion = _look(export, image), export.heatmap.mask(export.threshold), lesion_on(export)
+    look, mask = _look(export, image), export.heatmap.mask(export.threshold)
+    lesion = None if export.lesion is None else lesion_mask(export.lesion, grid)
     if mask.any():
         colour = look_at(export).colours[-1].tolist()
-        look["masks"].append(_mask(export.path("_label.nii.gz"), mask_name(export), colour, shown=False))
+        look["masks"].append(_mask(export.path(f"_label{_suffix(export)}"), mask_name(export), colour, shown=False))
     if lesion is not None and lesion.any():
         path = export.path("_lesion_label.nii.gz")
         voxels[path] = lesion.astype(np.uint8)
         look["masks"].append(_mask(path, "lesion", LESION_COLOUR, shown=True))
-    # Beside the NIfTI files of this export, or with them.
-    written = [] if "nifti" in export.formats else list(write_nifti(export))
+    written = [] if {"nifti", "nrrd"} & set(export.formats) else list(write_nifti(export))
     for path, values in voxels.items():
         _put(values, export, path)
     texts = {
@@ -71,13 +66,17 @@ def write_script(export: Export) -> tuple[Path, ...]:
     return (*written, *voxels, *texts)
 
 
+def _suffix(export: Export) -> str:
+    return ".nrrd" if "nrrd" in export.formats and "nifti" not in export.formats else ".nii.gz"
+
+
 def _look(export: Export, image: Path) -> dict[str, Any]:
     """Return how the heatmap is looked at, as JSON values. Positions are RAS+ mm, and files lie beside the script."""
     look = look_at(export)
     return {
         "image": image.name,
         "image_name": export.heatmap.source.label,
-        "heatmap": export.path(".nii.gz").name,
+        "heatmap": export.path(_suffix(export)).name,
         "heatmap_name": heatmap_name(export),
         "window": look.window,
         "lowest": look.lowest,

@@ -1,7 +1,7 @@
-"""Writes each format into its own folder while the disk is full, or while the process is killed, and says how that ended.
+"""Writes each format whole, then while the disk is full, then in a process that is killed, and says how each ended.
 
-Run with the folder, then 'full', 'killed' or 'whole'. No file may grow beyond so many bytes: the system then refuses to write, as a full
-disk does, or ends the process in the midst of it.
+Run with the folder. No file may grow beyond so many bytes: the system then refuses to write, as a full disk does, or ends the process in
+the midst of it.
 """
 
 from __future__ import annotations
@@ -25,28 +25,36 @@ LIMIT = 1024
 
 
 def main() -> None:
-    folder, how = Path(sys.argv[1]), sys.argv[2]
+    folder = Path(sys.argv[1])
     write_series(folder / "study", stored_values((19, 14, 6)), GEOMETRIES["oblique"])
     volume = read(folder / "study")
     recipe = Recipe("net", "ab" * 32, "grad-cam", "features", "lesion", inputs=(volume.source.sha256,))
     relevance = np.random.default_rng(0).random(volume.grid.shape).astype(np.float32)
     heatmap = Heatmap(relevance, volume.grid, volume.source, recipe, "lesion", 1.0)
-    told = {name: one(name, heatmap, volume, folder / how / name, how) for name in WRITERS}
-    (folder / f"{how}.json").write_text(json.dumps(told))
+    # First whole, and here, so that what a format loads is loaded for the others.
+    for name in WRITERS:
+        write(heatmap, volume, folder / "whole" / name, formats=asked(name), threshold=0.4)
+    for how in ("full", "killed"):
+        told = {name: one(asked(name), heatmap, volume, folder / how / name, how) for name in WRITERS}
+        (folder / f"{how}.json").write_text(json.dumps(told))
 
 
-def one(name: str, heatmap: Heatmap, volume: Volume, folder: Path, how: str) -> str:
-    """Write one format in a process of its own, and return 'done', the error's words, or the name of the signal that ended it."""
+def asked(name: str) -> str:
+    """Return what to ask for: a list of objects has something to list only beside them."""
+    return f"dicom-sc,{name}" if name == "dicom-ko" else name
+
+
+def one(formats: str, heatmap: Heatmap, volume: Volume, folder: Path, how: str) -> str:
+    """Write a format in a process of its own, and return 'done', the error's words, or the name of the signal that ended it."""
     mouth, ear = os.pipe()
     child = os.fork()
     if child == 0:
         signal.signal(signal.SIGXFSZ, signal.SIG_DFL if how == "killed" else signal.SIG_IGN)
-        if how != "whole":
-            resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-            resource.setrlimit(resource.RLIMIT_FSIZE, (LIMIT, LIMIT))
+        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+        resource.setrlimit(resource.RLIMIT_FSIZE, (LIMIT, LIMIT))
         words = "done"
         try:
-            write(heatmap, volume, folder, formats=name, threshold=0.4)
+            write(heatmap, volume, folder, formats=formats, threshold=0.4)
         except OutputError as error:
             words = str(error)
         os.write(ear, words.encode())

@@ -25,14 +25,13 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("interrupted")
     script = Path(__file__).with_name("interrupted_writes.py")
     paths = os.pathsep.join([str(script.parents[2]), str(script.parents[1])])
-    for how in ("whole", "full", "killed"):
-        done = subprocess.run(
-            [sys.executable, str(script), str(folder), how], env={**os.environ, "PYTHONPATH": paths},
-            capture_output=True, text=True, timeout=120,
-        )  # fmt: skip
-        assert done.returncode == 0, done.stderr[-3000:]
-        # Nothing was tried again behind the user's back, to fail out of sight.
-        assert "Exception ignored" not in done.stderr, done.stderr[-3000:]
+    done = subprocess.run(
+        [sys.executable, str(script), str(folder)], env={**os.environ, "PYTHONPATH": paths}, capture_output=True, text=True,
+        timeout=240,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    # Nothing was tried again behind the user's back, to fail out of sight.
+    assert "Exception ignored" not in done.stderr, done.stderr[-3000:]
     return folder
 
 
@@ -42,7 +41,6 @@ def files(folder: Path) -> list[Path]:
 
 @pytest.mark.parametrize("name", WRITERS)
 def test_a_full_disk_is_said_and_leaves_nothing_or_what_is_whole(name: str, home: Path) -> None:
-    assert json.loads((home / "whole.json").read_text())[name] == "done"
     assert "File too large" in json.loads((home / "full.json").read_text())[name]
     whole = {path.name: path.stat().st_size for path in files(home / "whole" / name)}
     assert max(whole.values()) > LIMIT

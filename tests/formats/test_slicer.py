@@ -145,6 +145,7 @@ def asked(slicer_python: str, requests: list[dict[str, Any]], folder: Path) -> l
 # The scene; and the script beside NIfTI files, which cannot say shear.
 SCENES = [(name, "slicer") for name in CASES]
 SEEN = SCENES + [(name, "slicer-script") for name, made in CASES.items() if not sheared(made.volume.grid)]
+SEEN += [("oblique, anisotropic and left-handed", "nrrd,slicer-script")]
 Seen = dict[tuple[str, str], tuple[dict[str, Any], Path]]
 
 

@@ -50,19 +50,22 @@ def heatmap_of(volume: Volume) -> Heatmap:
     return Heatmap(relevance, volume.grid, volume.source, recipe, "lesion ü (class 0)", 1 / 3, 0.1, ("one.", "two: ü."))
 
 
-def stored(folder: Path, image: Path, **options: Any) -> tuple[Heatmap, Volume, Path]:
+def stored(folder: Path, image: Path, *, formats: str = "nifti", **options: Any) -> tuple[Heatmap, Volume, Path]:
     volume = read(image, **options)
     heatmap = heatmap_of(volume)
-    return heatmap, volume, write(heatmap, volume, folder, formats="nifti", threshold=0.4)[0]
+    return heatmap, volume, write(heatmap, volume, folder, formats=formats, threshold=0.4)[0]
 
 
 def bits(relevance: np.ndarray) -> np.ndarray:
     return relevance.view(np.uint32)
 
 
+@pytest.mark.parametrize("formats", ["nifti", "nrrd"])
 @pytest.mark.parametrize("geometry", GEOMETRIES)
-def test_a_heatmap_comes_back_bit_for_bit_with_all_that_is_known_of_it(geometry: str, tmp_path: Path) -> None:
-    heatmap, volume, path = stored(tmp_path / "out", source(tmp_path / "study", geometry))
+def test_a_heatmap_comes_back_bit_for_bit_with_all_that_is_known_of_it(
+    geometry: str, formats: str, tmp_path: Path
+) -> None:
+    heatmap, volume, path = stored(tmp_path / "out", source(tmp_path / "study", geometry), formats=formats)
     found, image = read_heatmap(path, read(tmp_path / "study"))
     np.testing.assert_array_equal(bits(found.relevance), bits(heatmap.relevance))
     assert found.grid == heatmap.grid
@@ -98,7 +101,8 @@ def without_times(path: Path) -> Any:
 def test_a_format_written_later_equals_the_one_written_at_once(name: str, tmp_path: Path) -> None:
     volume = read(source(tmp_path / "study"))
     heatmap = heatmap_of(volume)
-    formats = "nifti" if name == "nifti" else f"nifti,{name}"
+    # A list of objects has something to list only beside them.
+    formats = ",".join(dict.fromkeys(["nifti", *(["dicom-sc"] if name == "dicom-ko" else []), name]))
     at_once = write(heatmap, volume, tmp_path / "now", formats=formats, threshold=0.4)
     first = next(path for path in at_once if path.name.endswith(".nii.gz"))
     words = [
@@ -116,6 +120,16 @@ def test_a_format_written_later_equals_the_one_written_at_once(name: str, tmp_pa
     assert [path.name for path in later] == sorted(path.name for path in at_once)
     for path in later:
         assert without_times(path) == without_times(tmp_path / "now" / path.name), path.name
+
+
+def test_a_heatmap_that_was_straightened_is_not_taken_up_for_the_one_that_was_explained(tmp_path: Path) -> None:
+    tilted = GEOMETRIES["axial"].copy()
+    tilted[1, 2] = 0.9
+    write_series(tmp_path / "study", stored_values(SHAPE), tilted, tags=STUDY)
+    heatmap, volume, path = stored(tmp_path / "out", tmp_path / "study", formats="nifti,nrrd")
+    np.testing.assert_array_equal(bits(read_heatmap(path, volume)[0].relevance), bits(heatmap.relevance))
+    with pytest.raises(InputError, match="holds no heatmap that medcam can take up"):
+        read_heatmap(path.with_name(path.name.replace(".nii.gz", "_upright.nrrd")), volume)
 
 
 def test_a_film_and_a_slice_of_a_volume_come_back(tmp_path: Path) -> None:
