@@ -35,6 +35,10 @@ def main() -> None:
 
 def load(look: dict[str, Any]) -> None:
     """Load one heatmap with its image and masks, and turn the slice views to it."""
+    if "scene" in look:
+        # What NIfTI files cannot say to 3D Slicer, the tilt of a gantry, a scene does.
+        slicer.util.loadScene(str(HERE / look["scene"]), {"clear": False})
+        return
     image = volume(look["image"], look["image_name"])
     low, high = look["window"]
     display = image.GetDisplayNode()

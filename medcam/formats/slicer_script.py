@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -11,11 +12,17 @@ import nibabel
 import numpy as np
 from jaxtyping import Num
 
-from medcam.errors import OutputError
 from medcam.formats.exporting import Export
 from medcam.formats.nifti import nifti_image, write_nifti
 from medcam.formats.nrrd_writing import LESION_COLOUR, lesion_mask
-from medcam.formats.slicer import heatmap_name, image_values, mask_name, place_for_slicer, refuse_other_grid
+from medcam.formats.slicer import (
+    heatmap_name,
+    image_values,
+    mask_name,
+    place_for_slicer,
+    refuse_other_grid,
+    write_scene,
+)
 from medcam.formats.slicer_look import look_at
 from medcam.whole_file import whole_file
 
@@ -25,22 +32,21 @@ SCRIPT = "load_in_slicer.py"
 def write_script(export: Export) -> tuple[Path, ...]:
     """Write a script that shows the heatmap in 3D Slicer as its scene does, with the files that it loads.
 
-    These are the NRRD files of this export if it has them and no NIfTI, else its NIfTI files, which are written with the script if they
-    were not asked for. The script is the same for all heatmaps, and shows those that lie in its own folder. The image is stored once
-    for all of them.
+    These are the NRRD files of this export if it has them and no NIfTI, else its NIfTI files; of a sheared grid, which 3D Slicer reads
+    from neither, the scene. What was not asked for is written with the script. The script is the same for all heatmaps, and shows
+    those that lie in its own folder. The image is stored once for all of them.
 
     Raises
     ------
     OutputError
-        If a file cannot be written, or the grid is sheared, which NIfTI readers of 3D Slicer refuse.
+        If a file cannot be written.
     """
     refuse_other_grid(export)
     grid = export.heatmap.grid
     if place_for_slicer(grid).world_from_stored is not None:
-        raise OutputError(
-            "3D Slicer does not read NIfTI files of slices that lie askew (a tilted gantry); write the scene instead, which says "
-            "the tilt apart: --formats slicer"
-        )
+        # 3D Slicer does not read NIfTI files of slices that lie askew.
+        scene = () if "slicer" in export.formats else write_scene(export)
+        return (*scene, *_put_texts(export, {"scene": export.path(".mrb").name}))
     source = export.heatmap.source
     image = export.folder / f"{source.label}_{source.sha256[:6]}_image.nii.gz"
     voxels = {image: image_values(export.volume.voxels)}
@@ -56,6 +62,11 @@ def write_script(export: Export) -> tuple[Path, ...]:
     written = [] if {"nifti", "nrrd"} & set(export.formats) else list(write_nifti(export))
     for path, values in voxels.items():
         _put(values, export, path)
+    return (*written, *voxels, *_put_texts(export, look))
+
+
+def _put_texts(export: Export, look: Mapping[str, object]) -> tuple[Path, ...]:
+    """Write how a heatmap is looked at, and the script."""
     texts = {
         export.path("_slicer.json"): json.dumps(look, ensure_ascii=False) + "\n",
         export.folder / SCRIPT: files("medcam.formats").joinpath(SCRIPT).read_text(encoding="utf-8"),
@@ -63,7 +74,7 @@ def write_script(export: Export) -> tuple[Path, ...]:
     for path, text in texts.items():
         with whole_file(path) as temporary:
             temporary.write_text(text, encoding="utf-8")
-    return (*written, *voxels, *texts)
+    return tuple(texts)
 
 
 def _suffix(export: Export) -> str:

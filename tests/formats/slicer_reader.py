@@ -52,6 +52,9 @@ class Application:
         remote.GetCacheManager().SetRemoteCacheDirectory(str(cache))
         remote.AddDataIOToScene()
         self.logic.SetColorLogic(colours)
+        layout = slicer.vtkMRMLLayoutNode()
+        layout.SetSingletonTag("vtkMRMLLayoutNode")
+        self.scene.AddNode(layout)
         self.views = {}
         for name in VIEWS:
             view = slicer.vtkMRMLSliceLogic()
@@ -77,6 +80,8 @@ class Files:
 
     def loadNodes(self, kind: str, properties: dict, loaded: vtk.vtkCollection, messages: object) -> bool:
         scene, path = self.application.scene, properties["fileName"]
+        if kind == "SceneFile":
+            return bool(scene.ReadFromMRB(path, properties["clear"], messages))
         if kind == "VolumeFile":
             node = self.application.modules["Volumes"].AddArchetypeVolume(path, properties["name"])
         else:
@@ -93,7 +98,6 @@ def run_script(path: Path, application: Application, names: list[str]) -> bool:
     import slicer.util
 
     slicer.app, slicer.mrmlScene, slicer.util = Files(application), application.scene, slicer.util
-    application.scene.AddNewNodeByClass("vtkMRMLLayoutNode")
     sys.argv = [str(path), *names]
     runpy.run_path(str(path), run_name="__main__")
     return True
