@@ -14,7 +14,7 @@ from medcam.formats.exporting import Export
 from medcam.formats.masks import read_mask
 from medcam.formats.reading import READERS, Reader, kind_of, read
 from medcam.options import Choice, chosen, listed, options_of
-from medcam.volume import Heatmap, Volume
+from medcam.volume import Heatmap, Source, Volume
 
 __all__ = ["CHECKS", "READERS", "WRITERS", "Export", "Reader", "check_formats", "kind_of", "read", "read_mask", "write"]
 
@@ -61,7 +61,7 @@ def write(
         Path(folder),
         _label(heatmap) if label is None else label,
         threshold,
-        datetime.now().astimezone(),
+        _moment(volume.source),
         lesion,
         measures or {},
         {each.name: options_of(each.function) | dict(each.options) for each in wanted},
@@ -99,6 +99,14 @@ def check_formats(formats: str | Iterable[str], volume: Volume, *, threshold: fl
         if each.name in CHECKS:
             resolve_name(CHECKS[each.name])(volume.source)
     return tuple(wanted.values())
+
+
+def _moment(source: Source) -> datetime:
+    if not source.instances:
+        return datetime.now().astimezone()
+    from medcam.formats.deidentify import moment
+
+    return moment(source)
 
 
 def _label(heatmap: Heatmap) -> str:

@@ -30,7 +30,7 @@ from pydicom.tag import BaseTag, Tag
 
 from medcam import __version__
 from medcam.errors import InputError, UsageError
-from medcam.formats.dicom_derived import code
+from medcam.formats.dicom_code import code
 from medcam.formats.dicom_files import UNREADABLE, said
 from medcam.geometry import Grid
 from medcam.volume import Heatmap, Source, Volume
@@ -151,9 +151,7 @@ def _deidentified_header(header: Dataset, secret: bytes) -> Dataset:
     clean.PatientName = f"ANON^{clean.PatientID}"
     clean.PatientIdentityRemoved = "YES"
     clean.DeidentificationMethod = f"medcam {__version__}: PS3.15 Basic Profile, edition {_EDITION}"
-    done = [
-        item for item in clean.get("DeidentificationMethodCodeSequence") or () if item.get("CodeValue") != "113100"
-    ]
+    done = [item for item in clean.get("DeidentificationMethodCodeSequence") or () if item.get("CodeValue") != "113100"]
     clean.DeidentificationMethodCodeSequence = [
         *done,
         code("113100", "DCM", "Basic Application Confidentiality Profile"),

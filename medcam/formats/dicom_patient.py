@@ -29,7 +29,7 @@ _WHERE_GIVEN = (
     "ClinicalTrialSiteID ClinicalTrialSiteName ClinicalTrialSubjectID ClinicalTrialSubjectReadingID StudyDescription "
     "IssuerOfAccessionNumberSequence PhysiciansOfRecord NameOfPhysiciansReadingStudy ProcedureCodeSequence "
     "AdmittingDiagnosesDescription PatientAge PatientSize PatientWeight Occupation AdditionalPatientHistory "
-    "PatientSexNeutered"
+    "PatientSexNeutered LongitudinalTemporalInformationModified"
 )
 # Of these, no standard object holds an empty one.
 _NEVER_EMPTY = (
