@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,11 +15,12 @@ from pydicom import Dataset
 from pydicom.datadict import keyword_for_tag
 from pydicom.tag import Tag
 
-from formats.dicom_phantom import GEOMETRIES, stored_values
+from formats.dicom_phantom import GEOMETRIES, MARKERS, stored_values
 from formats.identified_phantom import TRACES, UID_ROOT, identified, standard_tags
-from formats.made_sources import heatmap, made_series
-from medcam.errors import InputError, UsageError
-from medcam.formats import write
+from formats.made_sources import heatmap, made_enhanced, made_film, made_series
+from formats.validators import complaints, disagreements
+from medcam.errors import InputError, OutputError, UsageError
+from medcam.formats import WRITERS, check_formats, write
 from medcam.formats.deidentify import deidentified, deidentified_heatmap, new_secret, read_secret
 from medcam.geometry import Grid
 from medcam.volume import Frame, Source, Volume
@@ -275,3 +278,80 @@ def test_a_secret_in_a_file_is_made_once_and_read_again(tmp_path: Path) -> None:
         read_secret(path)
     with pytest.raises(UsageError, match="cannot read or make"):
         read_secret(tmp_path / "nowhere" / "secret")
+
+
+SOURCES = {
+    "a CT": lambda folder: made_series(folder, "axial", modality="CT", slope=1, intercept=-1024),
+    "an oblique MR": made_series,
+    "an enhanced MR": made_enhanced,
+    "a DX": lambda folder: made_film(folder, "DX", ImagerPixelSpacing=["0.14", "0.14"]),
+}
+# Formats that a film without a place in the patient cannot have are refused by `check_formats`.
+DICOM = [name for name in WRITERS if name.startswith("dicom-")]
+
+
+def formats_for(volume: Volume) -> list[str]:
+    possible = []
+    for name in DICOM:
+        with contextlib.suppress(OutputError):
+            check_formats(name, volume, threshold=0.4)
+            possible.append(name)
+    return possible
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[] if name == "an oblique MR" else pytest.mark.slow) for name in SOURCES]
+)
+def test_what_is_derived_is_valid_and_belongs_together(name: str, tmp_path: Path) -> None:
+    volume = SOURCES[name](tmp_path / "source")
+    clean = deidentified(volume, SECRET)
+    formats = formats_for(clean)
+    assert {"dicom-sc", "dicom-seg"} <= set(formats)
+    files = write(heatmap(clean), clean, tmp_path / "out", formats=formats, threshold=0.4)
+    derived = [pydicom.dcmread(path) for path in files if path.suffix == ".dcm"]
+    assert len(derived) >= len(formats) - 1
+    iods = {"MultiframeTrueColorSCImage", "SCImage", "Segmentation", "ParametricMap", "Comprehensive3DSR",
+            "KeyObjectSelectionDocument", "GrayscaleSoftcopyPresentationState", "ColorSoftcopyPresentationState",
+            "PseudoColorSoftcopyPresentationState"}  # fmt: skip
+    for path in files:
+        if path.suffix == ".dcm":
+            found = complaints(path, *iods)
+            assert [line for line in found if line.startswith("Error")] == []
+    sources = [tmp_path / f"clean{n}.dcm" for n in range(len(clean.source.instances))]
+    for path, header in zip(sources, clean.source.instances, strict=True):
+        header.save_as(path, enforce_file_format=True)
+    assert disagreements([*sources, *(path for path in files if path.suffix == ".dcm")]) == []
+    originals = {
+        str(header.get(keyword)) for header in volume.source.instances for keyword in UIDS if header.get(keyword)
+    }
+    known = {str(header.SOPInstanceUID) for header in clean.source.instances} | {
+        str(one.SOPInstanceUID) for one in derived
+    }
+    for one in derived:
+        assert one.PatientIdentityRemoved == "YES"
+        assert (one.PatientID, one.StudyInstanceUID) == (derived[0].PatientID, derived[0].StudyInstanceUID)
+        assert "113100" in [item.CodeValue for item in one.DeidentificationMethodCodeSequence]
+        assert one.LongitudinalTemporalInformationModified == "REMOVED"
+        assert not one.get("StudyDate")
+        assert not one.get("PatientBirthDate")
+        referred = {element.value for element in every_element(one) if element.keyword == "ReferencedSOPInstanceUID"}
+        assert referred
+        assert {str(uid) for uid in referred} <= known
+        dates = {str(element.value) for element in every_element(one) if element.VR == "DA" and element.value}
+        assert dates <= {"19000101"}
+        moments = {str(element.value)[:8] for element in every_element(one) if element.VR == "DT" and element.value}
+        assert moments <= {"19000101"}
+        content = in_bytes(one)
+        assert [uid for uid in originals if uid.encode() in content] == []
+        assert [marker for marker in (*MARKERS, "A1", "Ref^Erring") if f"\0{marker}".encode() in content] == []
+
+
+UIDS = ("SOPInstanceUID", "StudyInstanceUID", "SeriesInstanceUID", "FrameOfReferenceUID")
+
+
+def every_element(dataset: Dataset) -> Iterator[pydicom.DataElement]:
+    for element in dataset:
+        yield element
+        if element.VR == "SQ":
+            for item in element.value:
+                yield from every_element(item)
