@@ -142,7 +142,7 @@ def _whole(
         *_scores(heatmap),
         *([number(kind, heatmap.maximum, derivation="Maximum")] if math.isfinite(heatmap.maximum) else []),
         number(THRESHOLD, export.threshold, label=label("share of the maximum")),
-        number(QUANTITY, len(found), "count", label=label("regions above the threshold")),
+        number(QUANTITY, float(len(found)), "count", label=label("regions above the threshold")),
     ]
     if found and heatmap.source.spaced:
         numbers.append(_size(heatmap, sum(one.size for one in found), derivation="Total"))
