@@ -203,7 +203,7 @@ def test_mosaic_phantoms_are_what_the_referee_sees(tmp_path: Path, geometry: str
 def test_4d_phantoms_are_what_the_referee_sees(tmp_path: Path) -> None:
     for echo in (1, 2, 3):
         tags = {"EchoTime": f"{4.6 * echo:.1f}", "EchoNumbers": str(echo)}
-        uids = {"slice_tags": lambda k, echo=echo: {"SOPInstanceUID": f"1.2.{echo}.{k}"}}
+        uids = {"slice_tags": lambda k, n=echo: {"SOPInstanceUID": f"1.2.{n}.{k}", "InstanceNumber": 6 * n + k}}
         voxels = stored_values((17, 13, 6), seed=echo)
         write_series(tmp_path / "in" / str(echo), voxels, GEOMETRIES["oblique"], tags=tags, **uids)
     assert_referee_agrees(tmp_path / "in", tmp_path, volumes=3)
