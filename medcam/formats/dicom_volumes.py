@@ -166,13 +166,15 @@ def _is_placed(picture: Picture) -> bool:
 def _placed(picture: Picture) -> _Placed:
     value = said(picture.header, "ImageType") or ()
     kind = (value,) if isinstance(value, str) else tuple(str(each) for each in value)
-    return _Placed(picture, plane(picture.header), kind, str(said(picture.header, "StackID")))
+    return _Placed(picture, plane(picture.header), kind, str(said(picture.header, "StackID") or ""))
 
 
 def _stacks(placed: Sequence[_Placed]) -> list[list[_Placed]]:
     """Sort pictures by what one volume must share: size, spacing, orientation, space, stack; and localizers, reformats."""
     stacks: list[tuple[tuple[object, ...], list[_Placed]]] = []
-    several = len({each.stack for each in placed}) < len(placed)
+    # A stack is told by frames only, and an identifier for each picture tells nothing.
+    ids = {each.stack for each in placed}
+    several = "" not in ids and len(ids) < len(placed)
     for each in placed:
         key = (
             each.plane.size,
