@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 from jaxtyping import Bool
 
@@ -50,6 +52,20 @@ def lesion_on(heatmap: Heatmap, lesion: Volume, *, at_least: float | None = None
     if drawn.size and not inside.any() and not occupancy(mask, lesion.grid, heatmap.grid).any():
         raise GeometryError("the lesion mask lies wholly outside the image: it belongs to another image")
     return inside
+
+
+def laid_on(heatmap: Heatmap, lesion: Volume, *, at_least: float | None = None) -> Volume:
+    """Return the lesion mask as a volume on the heatmap's grid, 1 where `lesion_on` finds it, for whoever draws or writes it.
+
+    Raises
+    ------
+    GeometryError, InputError, UsageError
+        As `lesion_on`.
+    """
+    inside = lesion_on(heatmap, lesion, at_least=at_least)
+    place = heatmap.source
+    source = replace(lesion.source, oriented=place.oriented, placed=place.placed, spaced=place.spaced)
+    return Volume(inside.astype(np.uint8), heatmap.grid, lesion.unit, source)
 
 
 def _refuse_misfit(heatmap: Heatmap, lesion: Volume) -> None:

@@ -11,7 +11,7 @@ from conftest import blob, made_volume, oblique_grid
 from medcam.errors import GeometryError, InputError, UsageError
 from medcam.geometry import Grid
 from medcam.recipe import Recipe
-from medcam.validate.localization import lesion_on, peak_in_lesion
+from medcam.validate.localization import laid_on, lesion_on, peak_in_lesion
 from medcam.volume import Heatmap, Source, Volume
 
 GRID = oblique_grid()
@@ -99,3 +99,24 @@ def test_a_mask_whose_sides_are_unknown_is_refused() -> None:
     with pytest.raises(GeometryError, match="might lie mirrored"):
         lesion_on(placed, Volume(np.ones(film.shape, np.uint8), upward, "a.u.", Source("nifti", "00")))
     assert lesion_on(placed, Volume(np.ones(film.shape, np.uint8), film, "a.u.", Source("nifti", "00"))).all()
+
+
+def test_a_mask_that_was_laid_on_a_heatmap_lies_there_for_whoever_asks_again() -> None:
+    film = Grid((6, 5, 1), np.array([[-0.14, 0, 0, 0], [0, 0, -1, 0], [0, -0.14, 0, 0], [0, 0, 0, 1]]))
+    unit = Grid(film.shape, np.array([[-1.0, 0, 0, 0], [0, 0, -1, 0], [0, -1, 0, 0], [0, 0, 0, 1]]))
+    pixels = np.zeros(film.shape, np.uint8)
+    pixels[5, 4] = 255
+    drawn = Volume(pixels, unit, "label", Source("picture", "00", oriented=False, placed=False, spaced=False))
+    for placed in (True, False):
+        source = Source("dicom", "00", placed=placed)
+        shown = Heatmap(np.ones(film.shape, np.float32), film, source, RECIPE, "lesion (class 0)", 1.0)
+        laid = laid_on(shown, drawn)
+        assert laid.grid == film
+        np.testing.assert_array_equal(laid.voxels, pixels > 0)
+        np.testing.assert_array_equal(lesion_on(shown, laid), pixels > 0)
+    fine = ball(
+        Grid((60, 60, 60), np.diag([1.0, 1, 1, 1]) + np.pad((CENTRE - 30)[:, None], ((0, 1), (3, 0)))), CENTRE, 4.0
+    )
+    np.testing.assert_array_equal(
+        laid_on(heatmap(), fine, at_least=0.3).voxels, lesion_on(heatmap(), fine, at_least=0.3)
+    )
