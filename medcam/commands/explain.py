@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from medcam.commands import Result, Say
 from medcam.commands.findings import explained
+from medcam.commands.lesions import add_lesion, lay_lesion, read_lesion
 from medcam.commands.parsing import Commands, command
 from medcam.errors import UsageError
 
@@ -87,9 +88,7 @@ def add(commands: Commands) -> None:
         "--exact", action="store_true", help="explain the score of the stitched prediction instead of each window's own"
     )
     explain.add_argument("--slice", type=int, metavar="K", help="the slice for a 2D network, from 0")
-    explain.add_argument(
-        "--lesion", metavar="MASK", help="a lesion mask: outlined in pictures, and tested for the peak"
-    )
+    add_lesion(explain, "outlined in pictures, and tested for the peak")
     explain.add_argument(
         "--formats",
         default="nifti,png",
@@ -121,11 +120,10 @@ def run(options: Namespace, say: Say) -> Result:
         # The others are put on the grid of the first, so on its slice.
         volumes[0] = volumes[0].slice(options.slice)
     check_formats(options.formats, volumes[0], threshold=options.threshold)
-    lesion = read(options.lesion) if options.lesion else None
+    lesion = read_lesion(options, volumes[0])
 
     from medcam.models import load_model
     from medcam.pipeline import explain as explain_volumes
-    from medcam.validate.localization import lesion_on
 
     say("loading the model")
     model = load_model(
@@ -152,8 +150,7 @@ def run(options: Namespace, say: Say) -> Result:
         device=options.device,
         progress=_progress(say),
     )
-    if lesion is not None:
-        lesion_on(heatmap, lesion)  # a mask that does not belong here is refused before anything is written
+    lesion = lay_lesion(options, heatmap, lesion)
     say(f"explained in {time.perf_counter() - start:.1f} s; writing {options.formats}")
     files = write(heatmap, volumes[0], options.out, formats=options.formats, threshold=options.threshold, lesion=lesion)
     return explained(heatmap, lesion, files, options.threshold)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from medcam.commands import Result, Say
 from medcam.commands.findings import explained
+from medcam.commands.lesions import add_lesion, lay_lesion, read_lesion
 from medcam.commands.parsing import Commands, command
 from medcam.errors import UsageError
 
@@ -33,7 +34,7 @@ def add(commands: Commands) -> None:
     export.add_argument(
         "--formats", help="formats, separated by commas (`medcam formats` lists them)", metavar="FORMAT[,FORMAT]"
     )
-    export.add_argument("--lesion", metavar="MASK", help="a lesion mask, for formats that draw or hold it")
+    add_lesion(export, "for formats that draw or hold it")
     export.add_argument(
         "--threshold",
         type=float,
@@ -46,7 +47,6 @@ def run(options: Namespace, say: Say) -> Result:
     """Write a stored heatmap in more formats."""
     from medcam.formats import check_formats, read, write
     from medcam.formats.stored import label_of, read_heatmap, sidecar_of, stored_threshold
-    from medcam.validate.localization import lesion_on
 
     if not options.source:
         raise UsageError("--source is missing: name the image that was explained, for a heatmap does not hold it")
@@ -60,9 +60,7 @@ def run(options: Namespace, say: Say) -> Result:
     say("reading the heatmap")
     heatmap, image = read_heatmap(path, image)
     check_formats(options.formats, image, threshold=threshold)
-    lesion = read(options.lesion) if options.lesion else None
-    if lesion is not None:
-        lesion_on(heatmap, lesion)
+    lesion = lay_lesion(options, heatmap, read_lesion(options, image))
     folder = path.parent if options.out is None else Path(options.out)
     say(f"writing {options.formats}")
     files = write(
