@@ -103,11 +103,8 @@ def collect(paths: Sequence[Path], *, several_patients: bool = False) -> Collect
 
 
 def _instance(file: StoredFile) -> Instance | None:
-    read = read_header(file, (*_NEEDED, "PatientID", "IssuerOfPatientID", "PatientName"))
-    if read is None:
-        return None
-    header = read.dataset
-    if any(not said(header, keyword) for keyword in _NEEDED):
+    header = read_header(file, (*_NEEDED, "PatientID", "IssuerOfPatientID", "PatientName"))
+    if header is None or any(not said(header, keyword) for keyword in _NEEDED):
         return None  # not DICOM, or DICOM that is no instance of a study: a DICOMDIR, a colour palette
     content = _whole_content(file)
     with naming(file):
