@@ -18,6 +18,8 @@ from medcam.commands import demo, doctor, explain, export, formats, inspect, met
 from medcam.commands.parsing import EXIT_CODES, Parser
 from medcam.errors import MedcamError, UsageError
 
+# Where headers are read, as it stands in the paths of source files.
+_HEADERS = (f"{os.sep}pydicom{os.sep}", f"formats{os.sep}dicom")
 COMMANDS = {
     "explain": explain,
     "export": export,
@@ -48,15 +50,32 @@ def main(argv: Sequence[str] | None = None) -> int:
     except MemoryError as error:
         caught, code, message = error, 1, "not enough memory for this image and network"
     except Exception as error:  # noqa: BLE001  a defect: one line for the user, the traceback on request
-        first = (str(error).strip().splitlines() or [""])[0]
+        first = (_words(error).strip().splitlines() or [""])[0]
         message = f"unexpected {type(error).__name__}: {first}. This is a defect in medcam: run again with --debug and report it"
         caught, code = error, 1
     if debug:
-        traceback.print_exception(caught)
+        sys.stderr.write("Traceback (most recent call last):\n" + "".join(_told(caught)))
     sys.stderr.write(f"medcam: error: {message}\n")
     if as_json:
         sys.stdout.write(json.dumps({"ok": False, "error": message, "exit_code": code}) + "\n")
     return code
+
+
+def _told(error: BaseException) -> list[str]:
+    """Return the traceback of an error, and before it those of the errors that it came from."""
+    before = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
+    lines = [*_told(before), "\nfrom which came:\n\n"] if before is not None else []
+    return [*lines, *traceback.format_tb(error.__traceback__), f"{type(error).__name__}: {_words(error)}\n"]
+
+
+def _words(error: BaseException) -> str:
+    """Return what an error says. Where a header did not parse, libraries quote it, and users send on what they read here."""
+    reads_headers = any(
+        place in frame.filename for frame in traceback.extract_tb(error.__traceback__) for place in _HEADERS
+    )
+    if reads_headers and not isinstance(error, MedcamError):
+        return "(its words are left out, for they may quote a header)"
+    return str(error)
 
 
 def _run(arguments: list[str]) -> int:

@@ -26,6 +26,18 @@ _SAME_PLACE_MM = 0.01
 _PLACED = tuple(f"1.2.840.10008.5.1.4.1.1.{n}" for n in ("2", "2.1", "2.2", "4", "4.1", "4.4", "128", "128.1", "130"))
 # What ImageType calls pictures that were computed from the slices beside them.
 _REFORMATTED = frozenset(("MPR", "MIP", "MINIP", "PROJECTION IMAGE", "REFORMATTED", "CSA MPR", "CSA MIP", "CURVED"))
+# PS3.3 C.7.6.3.1.2.
+_COLOURS = (
+    "RGB",
+    "PALETTE COLOR",
+    "YBR_FULL",
+    "YBR_FULL_422",
+    "YBR_PARTIAL_420",
+    "YBR_PARTIAL_422",
+    "YBR_ICT",
+    "YBR_RCT",
+    "XYB",
+)
 _LISTED = 20
 
 
@@ -147,9 +159,11 @@ def _grey_pictures(instances: Sequence[Instance]) -> tuple[list[Picture], tuple[
     grey = [each for each in instances if dicom_pixels.is_grey(each.header)]
     if not grey:
         first = instances[0]
+        colours = said(first.header, "PhotometricInterpretation")
+        # In a damaged header anything may stand there, a name too.
+        named = colours if colours in _COLOURS else "of no known kind"
         raise InputError(
-            f"{first.file.path.name} is a colour image (PhotometricInterpretation "
-            f"{said(first.header, 'PhotometricInterpretation')}); medcam reads greyscale images (MONOCHROME1 or "
+            f"{first.file.path.name} is a colour image (PhotometricInterpretation {named}); medcam reads greyscale images (MONOCHROME1 or "
             "MONOCHROME2): give the original images of the study"
         )
     coloured = len(instances) - len(grey)
