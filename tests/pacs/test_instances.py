@@ -9,9 +9,16 @@ from pathlib import Path
 
 import pydicom
 import pytest
+from pydicom import Dataset
 from pydicom.data import get_testdata_file
-from pydicom.fileset import FileSet
-from pydicom.uid import ImplicitVRLittleEndian, JPEG2000Lossless, RLELossless
+from pydicom.dataset import FileMetaDataset
+from pydicom.uid import (
+    ExplicitVRLittleEndian,
+    ImplicitVRLittleEndian,
+    JPEG2000Lossless,
+    MediaStorageDirectoryStorage,
+    RLELossless,
+)
 
 from formats.dicom_phantom import GEOMETRIES, MARKERS, stored_values, write_film, write_series
 from medcam.errors import InputError, UsageError
@@ -97,11 +104,15 @@ def test_nothing_there_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_dicomdir_is_no_instance(tmp_path: Path) -> None:
-    named = {"StudyDate": "20250203", "StudyTime": "101112", "StudyID": "1"}
-    film = write_film(tmp_path, stored_values((9, 11, 1))[:, :, 0], tags=named)
-    files = FileSet()
-    files.add(film)
-    files.write(tmp_path / "disc")
+    write_film(tmp_path / "disc", stored_values((9, 11, 1))[:, :, 0])
+    directory = Dataset()
+    directory.FileSetID = "DISC"
+    directory.DirectoryRecordSequence = []
+    directory.file_meta = FileMetaDataset()
+    directory.file_meta.MediaStorageSOPClassUID = MediaStorageDirectoryStorage
+    directory.file_meta.MediaStorageSOPInstanceUID = "1.2.3"
+    directory.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
+    directory.save_as(tmp_path / "disc" / "DICOMDIR", enforce_file_format=True)
     found = collect([tmp_path / "disc"])
     assert len(found.instances) == 1
     assert found.others == ("DICOMDIR",)
