@@ -97,7 +97,9 @@ def check_formats(formats: str | Iterable[str], volume: Volume, *, threshold: fl
         raise UsageError(f"a threshold is a fraction of the maximum, above 0 and below 1, not {threshold}")
     for each in wanted.values():
         if each.name in CHECKS:
-            resolve_name(CHECKS[each.name])(volume.source)
+            check = resolve_name(CHECKS[each.name])
+            given = {"threshold": threshold} | options_of(each.function) | dict(each.options)
+            check(volume, **{name: given[name] for name in options_of(check)})
     return tuple(wanted.values())
 
 
@@ -134,12 +136,13 @@ WRITERS: dict[str, str] = {
     "png": "medcam.formats.picture:write_png",
     "html": "medcam.report:write_html",
 }
-# What refuses a source that a format cannot be written for, before anything is computed.
+# What refuses an image that a format cannot be written for, or its options, before anything is computed: a function of the `Volume`, and by
+# name of those options and of the threshold that it asks for.
 CHECKS: dict[str, str] = {
-    "dicom-sc": "medcam.formats.dicom_derived:source_instances",
-    "dicom-seg": "medcam.formats.dicom_derived:source_instances",
-    "dicom-pm": "medcam.formats.dicom_parametric_map:refuse_unplaced",
-    "dicom-sr": "medcam.formats.dicom_derived:source_instances",
-    "dicom-ps": "medcam.formats.dicom_derived:source_instances",
-    "dicom-ko": "medcam.formats.dicom_derived:source_instances",
+    "dicom-sc": "medcam.formats.dicom_derived:check_source",
+    "dicom-seg": "medcam.formats.dicom_segmentation:check_segmentation",
+    "dicom-pm": "medcam.formats.dicom_parametric_map:check_parametric_map",
+    "dicom-sr": "medcam.formats.dicom_derived:check_source",
+    "dicom-ps": "medcam.formats.dicom_derived:check_source",
+    "dicom-ko": "medcam.formats.dicom_derived:check_source",
 }

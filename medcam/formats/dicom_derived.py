@@ -27,7 +27,7 @@ from medcam.errors import OutputError
 from medcam.formats.dicom_code import code
 from medcam.formats.dicom_files import said
 from medcam.formats.dicom_patient import copy_element, empty_patient_and_study, own_text, with_patient_of
-from medcam.volume import Heatmap, Source
+from medcam.volume import Heatmap, Source, Volume
 from medcam.whole_file import whole_file
 
 WARNING = "NOT FOR DIAGNOSTIC USE"
@@ -72,22 +72,15 @@ def source_instances(source: Source) -> tuple[Dataset, ...]:
     return instances
 
 
-def source_headers(source: Source) -> dict[int, Dataset]:
-    """Return the header of each slice k that is a picture of a DICOM instance; slices interpolated into a gap have none.
+def check_source(volume: Volume) -> None:
+    """Refuse an image that no DICOM object can be made of: to be asked before a long computation.
 
     Raises
     ------
     OutputError
-        As `source_instances`, and if no slice is such a picture because the volume was put on another grid.
+        As `source_instances`.
     """
-    source_instances(source)
-    headers = {k: header for k in range(len(source.slices)) if (header := source.header(k)) is not None}
-    if not headers:
-        raise OutputError(
-            "this image was put on another grid than its DICOM slices, so no slice is one of them; "
-            "write dicom-seg, dicom-pm or NIfTI instead"
-        )
-    return headers
+    source_instances(volume.source)
 
 
 def sanitised(header: Dataset) -> Dataset:

@@ -12,6 +12,7 @@ section 8 (NaN is a value).
 from __future__ import annotations
 
 import io
+import math
 from pathlib import Path
 
 import numpy as np
@@ -35,7 +36,7 @@ from medcam.formats.dicom_files import said
 from medcam.formats.dicom_frames import Picture, add_frames, decimals, refuse_other_place, stack_of
 from medcam.formats.dicom_patient import own_text
 from medcam.formats.exporting import Export
-from medcam.volume import Heatmap, Source
+from medcam.volume import Heatmap, Volume
 
 _SERIES_NUMBER = 9003
 _ROLE = "parametric map"
@@ -45,16 +46,16 @@ _LEAN_SHARE = 0.1
 _MOST_BYTES = 2**32 - 2
 
 
-def refuse_unplaced(source: Source) -> None:
-    """Refuse a source that no Parametric Map can be made of: to be asked before a long computation.
+def check_parametric_map(volume: Volume) -> None:
+    """Refuse an image that no Parametric Map can be made of: to be asked before a long computation.
 
     Raises
     ------
     OutputError
-        If it is not DICOM, does not say where in the patient it lies, or names no frame of reference.
+        If it is not DICOM, does not say where in the patient it lies, names no frame of reference, is tilted, or is too large.
     """
-    headers = source_instances(source)
-    if not source.placed:
+    headers = source_instances(volume.source)
+    if not volume.source.placed:
         raise OutputError(
             "a Parametric Map lies in the patient, and this image does not say where it lies (as X-ray films do not); write "
             "dicom-seg or dicom-sc instead"
@@ -65,6 +66,15 @@ def refuse_unplaced(source: Source) -> None:
             "often removes it); write dicom-seg, dicom-sc or NIfTI instead, or export the series again with its "
             "FrameOfReferenceUID"
         )
+    stack = stack_of(volume.grid)
+    if stack.lean_mm > _LEAN_SHARE * min(stack.spacing_mm):
+        raise OutputError(
+            f"the slices of this series are tilted: the last lies {stack.lean_mm:.1f} mm off the line through the first, and "
+            "3D Slicer and dcm2niix draw a Parametric Map as if it lay on it. Read the series with regrid=True (--regrid) and "
+            "explain that, or write dicom-seg or dicom-sc, which keep each slice in its place"
+        )
+    if (size := 4 * math.prod(volume.grid.shape)) > _MOST_BYTES:
+        raise OutputError(f"the map would take {size / 2**30:.1f} GiB, and a DICOM file holds at most 4; write NIfTI")
 
 
 def parametric_map(export: Export, *, unseen: float | int | None = None) -> tuple[Path, ...]:
@@ -88,7 +98,7 @@ def parametric_map(export: Export, *, unseen: float | int | None = None) -> tupl
 def parametric_map_instance(export: Export, *, unseen: float | int | None = None) -> Instance | None:
     """Return the UIDs of what `parametric_map` writes with these options, or None where it would refuse the source."""
     try:
-        refuse_unplaced(export.heatmap.source)
+        check_parametric_map(export.volume)
     except OutputError:
         return None
     return _instance(export.heatmap, unseen)
@@ -103,17 +113,9 @@ def parametric_map_dataset(export: Export, *, unseen: float | int | None = None)
         As `parametric_map`.
     """
     heatmap = export.heatmap
-    refuse_unplaced(heatmap.source)
+    check_parametric_map(export.volume)
     refuse_other_place(heatmap, export.volume)
-    if (size := heatmap.relevance.nbytes) > _MOST_BYTES:
-        raise OutputError(f"the map would take {size / 2**30:.1f} GiB, and a DICOM file holds at most 4; write NIfTI")
     headers, stack = source_instances(heatmap.source), stack_of(heatmap.grid)
-    if stack.lean_mm > _LEAN_SHARE * min(stack.spacing_mm):
-        raise OutputError(
-            f"the slices of this series are tilted: the last lies {stack.lean_mm:.1f} mm off the line through the first, and "
-            "3D Slicer and dcm2niix draw a Parametric Map as if it lay on it. Read the series with regrid=True (--regrid) and "
-            "explain that, or write dicom-seg or dicom-sc, which keep each slice in its place"
-        )
     dataset = derived_image(
         heatmap, instance=_instance(heatmap, unseen), modality="OT", number=_SERIES_NUMBER, when=export.when, kind="map"
     )

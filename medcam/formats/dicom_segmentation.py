@@ -41,12 +41,13 @@ from medcam.formats.dicom_derived import (
     saved,
     source_instances,
 )
+from medcam.formats.dicom_files import said
 from medcam.formats.dicom_frames import Picture, add_frames, refuse_other_place, stack_of
 from medcam.formats.dicom_patient import own_text
 from medcam.formats.exporting import Export
 from medcam.options import between, one_of
 from medcam.render import COLOURS
-from medcam.volume import Heatmap
+from medcam.volume import Heatmap, Volume
 
 # Label Map Segmentation Storage, younger than pydicom's table.
 _LABEL_MAP = "1.2.840.10008.5.1.4.1.1.66.7"
@@ -74,6 +75,27 @@ class _Wanted:
     def role(self) -> str:
         """What the object is, for its UIDs. Compression changes no pixel, so it is none of it."""
         return f"{self.kind} segmentation from {', '.join(f'{fraction:g}' for fraction in self.fractions)}"
+
+
+def check_segmentation(
+    volume: Volume,
+    *,
+    threshold: float,
+    thresholds: Thresholds = None,
+    kind: str = "binary",
+    compress: str | None = None,
+) -> None:
+    """Refuse an image that no Segmentation can be made of, and options that make no sense: before a long computation.
+
+    Raises
+    ------
+    UsageError, OutputError
+        As `segmentation`.
+    """
+    _wanted(threshold, thresholds, kind, compress)
+    source_instances(volume.source)
+    if volume.source.placed:
+        stack_of(volume.grid)
 
 
 def segmentation(
@@ -122,7 +144,7 @@ def segmentation_instance(
     compress: str | None = None,
 ) -> Instance | None:
     """Return the UIDs of what `segmentation` writes with these options, or None where it writes nothing."""
-    wanted = _wanted(export, thresholds, kind, compress)
+    wanted = _wanted(export.threshold, thresholds, kind, compress)
     return None if no_region(export.heatmap) else _instance(export.heatmap, wanted)
 
 
@@ -151,9 +173,9 @@ def segmentation_dataset(
     UsageError, OutputError
         As `segmentation`.
     """
-    wanted = _wanted(export, thresholds, kind, compress)
+    wanted = _wanted(export.threshold, thresholds, kind, compress)
     heatmap = export.heatmap
-    headers = source_instances(heatmap.source)
+    source_instances(heatmap.source)
     refuse_other_place(heatmap, export.volume)
     if no_region(heatmap):
         return None
@@ -167,26 +189,8 @@ def segmentation_dataset(
         when=export.when,
         kind="region",
     )
-    dataset.ImageType = ["DERIVED", "PRIMARY"]
-    dataset.ContentLabel = "RELEVANCE"
-    dataset.ContentDescription = own_text(f"Where the network looked for {heatmap.target}", dataset, 64)
-    dataset.ContentCreatorName = ""
-    if stack is not None:
-        dataset.FrameOfReferenceUID = frame_of_reference(headers[0])
-        dataset.PositionReferenceIndicator = headers[0].get("PositionReferenceIndicator") or ""
-    else:
-        dataset.PatientOrientation = headers[0].get("PatientOrientation") or ""
-    add_body_part(dataset, headers[0])
-    add_pixel_history(dataset, headers)
-    # No pixel of the source is left in a mask.
-    dataset.BurnedInAnnotation, dataset.RecognizableVisualFeatures = "NO", "NO"
-    dataset.LossyImageCompression = dataset.get("LossyImageCompression") or "00"
-    dataset.SegmentationType = wanted.kind.upper()
-    dataset.SegmentsOverlap = "YES" if wanted.kind == "binary" and len(wanted.fractions) > 1 else "NO"
-    dataset.SegmentSequence = [
-        *([_background(dataset)] if wanted.kind == "labelmap" else []),
-        *(_segment(dataset, heatmap, wanted, n) for n in range(len(wanted.fractions) or 1)),
-    ]
+    _add_content(dataset, heatmap, placed=stack is not None)
+    _add_segments(dataset, heatmap, wanted)
     pictures = _add_pixels(dataset, heatmap, wanted, order)
     derivation = code("113076", "DCM", "Segmentation")
     add_frames(
@@ -203,7 +207,34 @@ def segmentation_dataset(
     return dataset
 
 
-def _wanted(export: Export, thresholds: Thresholds, kind: str, compress: str | None) -> _Wanted:
+def _add_content(dataset: Dataset, heatmap: Heatmap, *, placed: bool) -> None:
+    """Say what the image is of, where it lies, and what is left in it of its source's pixels: nothing."""
+    headers = source_instances(heatmap.source)
+    dataset.ImageType = ["DERIVED", "PRIMARY"]
+    dataset.ContentLabel = "RELEVANCE"
+    dataset.ContentDescription = own_text(f"Where the network looked for {heatmap.target}", dataset, 64)
+    dataset.ContentCreatorName = ""
+    if placed:
+        dataset.FrameOfReferenceUID = frame_of_reference(headers[0])
+        dataset.PositionReferenceIndicator = said(headers[0], "PositionReferenceIndicator") or ""
+    else:
+        dataset.PatientOrientation = said(headers[0], "PatientOrientation") or ""
+    add_body_part(dataset, headers[0])
+    add_pixel_history(dataset, headers)
+    dataset.BurnedInAnnotation, dataset.RecognizableVisualFeatures = "NO", "NO"
+    dataset.LossyImageCompression = dataset.get("LossyImageCompression") or "00"
+
+
+def _add_segments(dataset: Dataset, heatmap: Heatmap, wanted: _Wanted) -> None:
+    dataset.SegmentationType = wanted.kind.upper()
+    dataset.SegmentsOverlap = "YES" if wanted.kind == "binary" and len(wanted.fractions) > 1 else "NO"
+    dataset.SegmentSequence = [
+        *([_background(dataset)] if wanted.kind == "labelmap" else []),
+        *(_segment(dataset, heatmap, wanted, n) for n in range(len(wanted.fractions) or 1)),
+    ]
+
+
+def _wanted(threshold: float, thresholds: Thresholds, kind: str, compress: str | None) -> _Wanted:
     one_of("kind", kind, _KINDS)
     if compress is not None:
         one_of("compress", compress, tuple(_SYNTAXES))
@@ -217,7 +248,7 @@ def _wanted(export: Export, thresholds: Thresholds, kind: str, compress: str | N
             raise UsageError("a fractional segmentation holds the whole range of relevance and takes no thresholds")
         return _Wanted(kind, (), compress)
     if thresholds is None:
-        given: Sequence[float | int] = (export.threshold,)
+        given: Sequence[float | int] = (threshold,)
     else:
         given = (thresholds,) if isinstance(thresholds, (int, float)) else tuple(thresholds)
     for fraction in given:

@@ -23,7 +23,6 @@ from medcam.formats.dicom_derived import (
     derived_uid,
     finalised,
     sanitised,
-    source_headers,
     source_instances,
 )
 from medcam.formats.dicom_segmentation import segmentation
@@ -168,6 +167,3 @@ def test_frames_of_multi_frame_images_are_named_and_each_image_once(tmp_path: Pa
 def test_a_source_that_cannot_be_referred_to_is_refused(tmp_path: Path) -> None:
     with pytest.raises(OutputError, match=r"read from nifti.*NIfTI or PNG"):
         source_instances(Source("nifti", ""))
-    source = read(tmp_path).source
-    with pytest.raises(OutputError, match="another grid"):
-        source_headers(replace(source, slices=(None,) * SHAPE[2]))

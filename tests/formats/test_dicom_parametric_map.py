@@ -37,10 +37,10 @@ from medcam.errors import OutputError
 from medcam.formats import check_formats, dicom_algorithm, write
 from medcam.formats.dicom_algorithm import explanation
 from medcam.formats.dicom_parametric_map import (
+    check_parametric_map,
     parametric_map,
     parametric_map_dataset,
     parametric_map_instance,
-    refuse_unplaced,
 )
 from medcam.formats.exporting import Export
 from medcam.geometry import Grid
@@ -235,7 +235,7 @@ def test_every_method_is_one_kind_of_explanation(tmp_path: Path) -> None:
 def test_a_film_is_refused_before_anything_is_computed(case: str, tmp_path: Path) -> None:
     volume = volume_of(case, tmp_path / "source")
     with pytest.raises(OutputError, match=r"does not say where it lies.*dicom-seg"):
-        refuse_unplaced(volume.source)
+        check_parametric_map(volume)
     with pytest.raises(OutputError, match="does not say where it lies"):
         check_formats("dicom-seg,dicom-pm(unseen=0)", volume, threshold=0.5)
     assert len(check_formats("dicom-seg(thresholds=[0.2,0.6])", volume, threshold=0.5)) == 1
@@ -257,16 +257,21 @@ def test_both_are_written_by_name_with_their_options(tmp_path: Path) -> None:
 def test_a_series_without_a_frame_of_reference_is_refused_in_words(tmp_path: Path) -> None:
     volume = series(tmp_path / "source", "oblique", tags={"FrameOfReferenceUID": None})
     with pytest.raises(OutputError, match=r"frame of reference.*dicom-seg"):
-        refuse_unplaced(volume.source)
+        check_parametric_map(volume)
     assert parametric_map_instance(export_of(volume, tmp_path)) is None
     with pytest.raises(OutputError, match="read from nifti"):
-        refuse_unplaced(Source("nifti", ""))
+        check_parametric_map(replace(volume, source=Source("nifti", "")))
 
 
 def test_tilted_slices_are_refused_since_readers_straighten_them_in_silence(tmp_path: Path) -> None:
     volume = volume_of("a tilted gantry", tmp_path / "source")
-    with pytest.raises(OutputError, match=r"tilted: the last lies 5\.5 mm off.*--regrid"):
-        parametric_map(export_of(volume, tmp_path))
+    assert parametric_map_instance(export_of(volume, tmp_path)) is None
+    for early in (
+        lambda: check_formats("dicom-pm", volume, threshold=0.5),
+        lambda: parametric_map(export_of(volume, tmp_path)),
+    ):
+        with pytest.raises(OutputError, match=r"tilted: the last lies 5\.5 mm off.*--regrid"):
+            early()
 
 
 def test_the_uids_are_known_before_anything_is_written_and_are_those_of_the_file(tmp_path: Path) -> None:

@@ -33,6 +33,7 @@ from formats.derived_sources import (
 )
 from formats.dicom_phantom import MARKERS
 from medcam.errors import OutputError, UsageError
+from medcam.formats import check_formats
 from medcam.formats.dicom_segmentation import (
     no_region,
     segmentation,
@@ -380,6 +381,10 @@ def test_options_that_make_no_sense_are_refused_in_words(options: dict[str, Any]
     export = export_of(volume_of("an oblique MR", tmp_path / "source"), tmp_path)
     with pytest.raises(UsageError, match=words):
         segmentation(export, **options)
+    # And before anything is computed.
+    listed = ", ".join(f"{name}={value!r}" for name, value in options.items())
+    with pytest.raises(UsageError, match=words):
+        check_formats(f"dicom-seg({listed})", export.volume, threshold=0.5)
 
 
 def test_a_heatmap_that_is_not_where_its_source_is_is_refused(tmp_path: Path) -> None:
