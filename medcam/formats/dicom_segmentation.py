@@ -116,7 +116,8 @@ def segmentation(
     kind
         'binary': one segment for each threshold, with all voxels that reach it, so that a higher one lies within a lower. GDCM
         (SimpleITK) and dcm2niix misread it where a slice's number of pixels is no multiple of 8.
-        'labelmap': one value a voxel, so the segments are bands from one threshold to the next; few viewers know this class.
+        'labelmap': one value a voxel, so the segments are bands from one threshold to the next; older PACS do not know this
+        class.
         'fractional': one segment without thresholds, whose values are the voxel's share of the largest relevance, 255 being
         all of it. DICOM knows two kinds of fractions. A share is no probability of a disease, and says so in the segment's
         description; but it is stored as PROBABILITY, since it means something when it is cut at a level (at half, it is the

@@ -107,6 +107,26 @@ def test_dcmqi_finds_every_voxel_of_every_segment_in_its_place(case: str, tmp_pa
         assert np.linalg.norm((-x, -y, z) - centroid(expected, export.heatmap.grid.affine)) < 1e-4
 
 
+@pytest.mark.parametrize("case", ["an oblique MR", "another grid"])
+@pytest.mark.parametrize("compress", [None, "rle"])
+def test_dcmqi_finds_fractions_and_labels_in_their_places(case: str, compress: str | None, tmp_path: Path) -> None:
+    export = export_of(volume_of(case, tmp_path / "source"), tmp_path)
+    heat = export.heatmap
+    share = np.rint(255 * (heat.relevance / heat.maximum).clip(0, 1)).astype(int)
+    expected = {"fractional": share, "labelmap": heat.mask(0.3).astype(int) + heat.mask(0.6)}
+    for kind, values in expected.items():
+        thresholds = [0.3, 0.6] if kind == "labelmap" else None
+        path = written(export, kind=kind, thresholds=thresholds, compress=compress)
+        found = by_dcmqi("segimage2itkimage", path, tmp_path / kind)
+        image = SimpleITK.ReadImage(str(found / "1.nrrd"))
+        for k, j, i in np.argwhere(SimpleITK.GetArrayFromImage(image) > 0).tolist():
+            x, y, z = image.TransformIndexToPhysicalPoint((i, j, k))
+            index = heat.grid.index(np.array((-x, -y, z)))
+            assert np.abs(index - index.round()).max() < 1e-4
+            assert image[i, j, k] == values[tuple(index.round().astype(int))]
+        assert (SimpleITK.GetArrayFromImage(image) > 0).sum() == (values > 0).sum()
+
+
 @pytest.mark.parametrize("case", PLACED)
 def test_highdicom_finds_every_voxel_of_every_segment_in_its_place(case: str, tmp_path: Path) -> None:
     export = export_of(volume_of(case, tmp_path / "source"), tmp_path)
