@@ -180,7 +180,7 @@ def test_images_with_rescalings_of_their_own_keep_their_contrast_each(tmp_path: 
     def own(k: int) -> dict[str, Any]:
         return {
             "RescaleSlope": str(1 + k),
-            "RescaleIntercept": str(-10 * k),
+            "RescaleIntercept": str(-300 * k),
             "WindowCenter": "2000",
             "WindowWidth": "3000",
         }
