@@ -27,6 +27,8 @@ _TOLERANCE = 1e-5
 _MOST = 2000
 # Rounds between looks at the residual, each of which waits for the device.
 _LOOK = 8
+# Voxels times channels that are solved for at once.
+_VALUES = 1 << 22
 
 
 def inpainted(
@@ -70,8 +72,12 @@ def inpainted(
             "an image with values that are not finite cannot be filled; the preprocessing should not let them through"
         )
     inner: _Index = (..., *_bounds(removed))
-    result = inputs.clone()
-    result[inner] = _solved(inputs[inner], removed[inner].unsqueeze(1), steps, _centres(inputs, removed))
+    result, centres = inputs.clone(), _centres(inputs, removed)
+    # A few samples at a time: the solver keeps some ten volumes for each.
+    count = max(1, _VALUES // math.prod(inputs[inner].shape[1:]))
+    for start in range(0, len(inputs), count):
+        part = slice(start, start + count)
+        result[part][inner] = _solved(inputs[part][inner], removed[part][inner].unsqueeze(1), steps, centres[part])
     return result
 
 
@@ -132,17 +138,21 @@ def _solved(
     direction = turned
     size = (residual * turned).sum(axes, keepdim=True)
     goal = size * _TOLERANCE**2
+    # A sample that is done stands still, so that what it becomes does not depend on the others.
+    open_ = size > goal
     for round_ in range(1, _MOST + 1):
         spread = mask * (weight * direction - _neighbours(direction, steps))
-        step = size / (direction * spread).sum(axes, keepdim=True).clamp(min=torch.finfo(values.dtype).tiny)
+        step = open_ * size / (direction * spread).sum(axes, keepdim=True).clamp(min=torch.finfo(values.dtype).tiny)
         x = x + step * direction
         residual = residual - step * spread
         turned = residual / weight
         new = (residual * turned).sum(axes, keepdim=True)
         direction = turned + new / size.clamp(min=torch.finfo(values.dtype).tiny) * direction
         size = new
-        if round_ % _LOOK == 0 and bool((size <= goal).all()):
-            return torch.where(removed, x + centres, inputs).to(inputs.dtype)
+        if round_ % _LOOK == 0:
+            open_ = open_ & (size > goal)
+            if not bool(open_.any()):
+                return torch.where(removed, x + centres, inputs).to(inputs.dtype)
     raise ModelError(f"filling {int(removed.sum())} removed voxels did not converge in {_MOST} rounds")
 
 
