@@ -84,17 +84,47 @@ def test_bca_limits_are_those_of_the_formula() -> None:
     assert abs(speed) > 0.01  # so that it matters
 
 
-@pytest.mark.parametrize("method", ["bca", "percentile"])
+def test_the_expanded_interval_widens_bca_by_students_t() -> None:
+    values, of = cohort(8, 11)
+    by = grouped(of)
+    sums, counts = by.sums(values), by.sizes
+    found = replicates(lambda w: (w @ sums) / (w @ counts), 11, how=Resampling(3000, "bca", 0.9, seed=2))
+    # The level at which plain BCa has these limits.
+    level = 1 - 2 * stats.norm.sf(stats.t.ppf(0.95, 10) * np.sqrt(11 / 10))
+    np.testing.assert_allclose(
+        limits(found, Resampling(3000, "expanded", 0.9)), limits(found, Resampling(3000, "bca", level)), rtol=1e-9
+    )
+    assert level > 0.93
+
+
+def test_few_patients_are_covered_better_by_the_expanded_interval() -> None:
+    covered = dict.fromkeys(("expanded", "bca", "percentile"), 0)
+    for seed in range(300):
+        values, of = cohort(seed, 10)
+        for method in covered:
+            found = mean(values, of, how=Resampling(500, method, seed=seed))
+            covered[method] += found.low <= 1 <= found.high
+    assert covered["expanded"] / 300 > max(covered["bca"], covered["percentile"]) / 300 + 0.02
+    assert covered["expanded"] / 300 > 0.87
+
+
+@pytest.mark.parametrize("method", ["expanded", "bca", "percentile"])
 def test_the_interval_covers_the_true_mean_as_often_as_it_says(method: str) -> None:
-    covered, plain = 0, 0
-    for seed in range(800):
+    covered = 0
+    for seed in range(600):
         values, of = cohort(seed)
-        found = mean(values, of, how=Resampling(800, method, seed=seed))
+        found = mean(values, of, how=Resampling(500, method, seed=seed))
         covered += found.low <= 1 <= found.high
-        alone = mean(values, np.arange(values.size), how=Resampling(800, method, seed=seed))
-        plain += alone.low <= 1 <= alone.high
-    assert 0.93 <= covered / 800 <= 0.97
-    assert plain / 800 < 0.9  # what resampling images does
+    assert 0.93 <= covered / 600 <= 0.97
+
+
+def test_drawing_images_instead_of_patients_covers_too_little() -> None:
+    covered = 0
+    for seed in range(300):
+        values, _ = cohort(seed)
+        found = mean(values, np.arange(values.size), how=Resampling(500, "percentile", seed=seed))
+        covered += found.low <= 1 <= found.high
+    assert covered / 300 < 0.9
 
 
 def test_rows_without_a_value_are_left_out_and_counted() -> None:
@@ -172,7 +202,7 @@ def test_hits_have_wilsons_interval_only_with_one_case_a_patient() -> None:
     alone = proportion([1, 0, 1, 1, np.nan], [*"abcde"])
     assert (alone.method, alone.cases, alone.undefined) == ("wilson", 4, 1)
     assert (alone.low, alone.high) == (wilson(3, 4).low, wilson(3, 4).high)
-    assert proportion([1, 0, 1, 1], [*"abcc"]).method == "bca"
+    assert proportion([1, 0, 1, 1], [*"abcc"]).method == "expanded"
     # Nine of nine hits in three patients: no width by bootstrap, and three patients' worth of certainty.
     every = proportion([1] * 9, [*"aaabbbccc"])
     assert (every.value, every.cases, every.patients, every.low) == (1.0, 9, 3, wilson(3, 3).low)
