@@ -99,42 +99,70 @@ class LesionUse:
     ----------
     fill
         What stood in place of what was removed.
-    clean
-        The score of the image.
-    without
-        The score with the lesion filled.
-    necessity
-        `clean - without`.
-    healthy
-        The same for healthy regions of its shape, by draw; NaN where there was no place.
-    excess
-        The necessity less the healthy regions' mean: what the lesion is to the score beyond any region of its size.
-    chance
-        The share of regions, the lesion included, whose removal costs at least as much as the lesion's: 1 over (draws + 1) is the least.
-        A p value for one case.
-    only, nothing
-        The score with only the lesion kept, and with all of the domain filled.
-    sufficiency
-        `(only - nothing) / (clean - nothing)`: 1 where the lesion alone brings back the whole score. NaN where the score does not depend on
-        the domain.
-    only_healthy
-        The score with only a healthy region kept, by draw.
+    clean, nothing
+        The score of the image, and with all of the domain filled.
+    without, without_healthy
+        The score with the lesion filled, and with healthy regions of its shape filled, by draw; NaN where there was no place.
+    only, only_healthy
+        The score with only the lesion kept, and with only a healthy region kept, by draw.
     places
         How many places healthy regions were drawn from. With few of them `chance` says little.
     """
 
     fill: str
     clean: Float[Tensor, " b"]
-    without: Float[Tensor, " b"]
-    necessity: Float[Tensor, " b"]
-    healthy: Float[Tensor, "d b"]
-    excess: Float[Tensor, " b"]
-    chance: Float[Tensor, " b"]
-    only: Float[Tensor, " b"]
     nothing: Float[Tensor, " b"]
-    sufficiency: Float[Tensor, " b"]
+    without: Float[Tensor, " b"]
+    without_healthy: Float[Tensor, "d b"]
+    only: Float[Tensor, " b"]
     only_healthy: Float[Tensor, "d b"]
     places: Int[Tensor, " b"]
+
+    @property
+    def necessity(self) -> Float[Tensor, " b"]:
+        """How far the score falls when the lesion is filled."""
+        return self.clean - self.without
+
+    @property
+    def healthy(self) -> Float[Tensor, "d b"]:
+        """How far it falls when a healthy region of its shape is filled."""
+        return self.clean - self.without_healthy
+
+    @property
+    def excess(self) -> Float[Tensor, " b"]:
+        """The lesion's necessity less the healthy regions' mean: what it is to the score beyond any region of its size."""
+        return self.necessity - _mean(self.healthy)
+
+    @property
+    def share(self) -> Float[Tensor, " b"]:
+        """The excess over all that the domain is to the score, `clean - nothing`: comparable between networks. NaN where that is 0."""
+        return self._of_span(self.excess)
+
+    @property
+    def chance(self) -> Float[Tensor, " b"]:
+        """The share of regions, the lesion included, whose removal costs at least as much as the lesion's: a p value for one case.
+
+        At least 1 over (draws + 1). It tells that the lesion is unlike other regions, not that it matters: see `share`.
+        """
+        placed = self.healthy.isfinite()
+        costly = ((self.healthy >= self.necessity) & placed).sum(0)
+        count = placed.sum(0)
+        return torch.where((count > 0) & self.necessity.isfinite(), (costly + 1) / (count + 1), torch.nan)
+
+    @property
+    def sufficiency(self) -> Float[Tensor, " b"]:
+        """`(only - nothing) / (clean - nothing)`: 1 where the lesion alone brings back the whole score. NaN where there is nothing to bring
+        back."""
+        return self._of_span(self.only - self.nothing)
+
+    @property
+    def sufficiency_excess(self) -> Float[Tensor, " b"]:
+        """The sufficiency less the healthy regions' mean: any region that stands alone has edges, and a network may take these for more."""
+        return self._of_span(self.only - _mean(self.only_healthy))
+
+    def _of_span(self, part: Float[Tensor, " b"]) -> Float[Tensor, " b"]:
+        span = self.clean - self.nothing
+        return torch.where(span != 0, part / span, torch.nan)
 
 
 def lesion_use(
@@ -192,19 +220,15 @@ def lesion_use(
     kept = without(torch.cat([inside[None] & ~regions, inside[None]]), rest)
     only, blank = kept[:-1] + nothing, kept[-1] + everything
     clean = study.scores + everything
-    span = clean - blank
     results = []
     for name in fills:
-        lost = study.scores - (without(regions, name) + nothing)
-        placed = lost[1:].isfinite()
-        count = placed.sum(0)
-        mean = torch.where(count > 0, torch.where(placed, lost[1:], 0).sum(0) / count, torch.nan)
-        costly = ((lost[1:] >= lost[0]) & placed).sum(0)
-        results.append(
-            LesionUse(
-                name, clean, study.scores - lost[0], lost[0], lost[1:], lost[0] - mean,
-                torch.where(count > 0, (costly + 1) / (count + 1), torch.nan) + everything,
-                only[0], blank, torch.where(span != 0, (only[0] - blank) / span, torch.nan), only[1:], healthy.places,
-            )
-        )  # fmt: skip
+        left = without(regions, name) + nothing
+        results.append(LesionUse(name, clean, blank, left[0], left[1:], only[0], only[1:], healthy.places))
     return tuple(results)
+
+
+def _mean(values: Float[Tensor, "d b"]) -> Float[Tensor, " b"]:
+    """Return the mean over the draws that there are, NaN where there is none."""
+    placed = values.isfinite()
+    count = placed.sum(0)
+    return torch.where(count > 0, torch.where(placed, values, 0).sum(0) / count, torch.nan)

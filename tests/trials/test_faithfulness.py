@@ -173,6 +173,8 @@ def test_a_network_that_looks_at_the_lesion_needs_it_and_needs_nothing_else() ->
             assert float(found.excess) == pytest.approx(float(found.necessity))
             assert float(found.chance) == pytest.approx(1 / 13)
             assert float(found.sufficiency) == pytest.approx(1)
+            assert float(found.sufficiency_excess) == pytest.approx(1)
+            assert float(found.share) == pytest.approx(float(found.necessity / (found.clean - found.nothing)))
             assert (found.only_healthy < float(found.nothing) + 1e-5).all()
 
 
@@ -198,7 +200,9 @@ def test_a_network_of_all_voxels_is_told_from_one_of_the_lesion_by_healthy_regio
     assert float(found.necessity) == 12
     assert float(found.excess) == 0
     assert float(found.chance) == 1
+    assert float(found.share) == 0
     assert float(found.sufficiency) == pytest.approx(12 / math.prod(SHAPE))
+    assert float(found.sufficiency_excess) == pytest.approx(0, abs=1e-6)
 
 
 def test_healthy_regions_have_the_lesions_shape_lie_in_the_body_and_touch_no_lesion() -> None:
