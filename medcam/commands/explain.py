@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from medcam.commands import Result, Say
 from medcam.commands.findings import explained
+from medcam.commands.images import add_identity, read_image, without_identity
 from medcam.commands.lesions import add_lesion, lay_lesion, read_lesion
 from medcam.commands.parsing import Commands, command
 from medcam.errors import UsageError
@@ -89,6 +90,7 @@ def add(commands: Commands) -> None:
     )
     explain.add_argument("--slice", type=int, metavar="K", help="the slice for a 2D network, from 0")
     add_lesion(explain, "outlined in pictures, and tested for the peak")
+    add_identity(explain)
     explain.add_argument(
         "--formats",
         default="nifti,png",
@@ -108,14 +110,14 @@ def add(commands: Commands) -> None:
 
 def run(options: Namespace, say: Say) -> Result:
     """Explain one case, and write its heatmap."""
-    from medcam.formats import check_formats, read, write
+    from medcam.formats import check_formats, write
 
     if not options.model:
         raise UsageError("--model is missing: name a bundle, a .pt2, weights with --factory, demo-mri or demo-cxr")
     volumes: list[Volume] = []
     for image in options.images:
         say(f"reading image {len(volumes) + 1} of {len(options.images)}")
-        volumes.append(read(image, series=options.series, volume=options.volume, allow_gaps=options.allow_gaps))
+        volumes.append(read_image(options, image))
     if options.slice is not None:
         # The others are put on the grid of the first, so on its slice.
         volumes[0] = volumes[0].slice(options.slice)
@@ -152,7 +154,8 @@ def run(options: Namespace, say: Say) -> Result:
     )
     lesion = lay_lesion(options, heatmap, lesion)
     say(f"explained in {time.perf_counter() - start:.1f} s; writing {options.formats}")
-    files = write(heatmap, volumes[0], options.out, formats=options.formats, threshold=options.threshold, lesion=lesion)
+    heatmap, image, lesion = without_identity(options, heatmap, volumes[0], lesion)
+    files = write(heatmap, image, options.out, formats=options.formats, threshold=options.threshold, lesion=lesion)
     return explained(heatmap, lesion, files, options.threshold)
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from medcam.commands import Result, Say
 from medcam.commands.findings import explained
+from medcam.commands.images import add_identity, read_image, without_identity
 from medcam.commands.lesions import add_lesion, lay_lesion, read_lesion
 from medcam.commands.parsing import Commands, command
 from medcam.errors import UsageError
@@ -35,6 +36,7 @@ def add(commands: Commands) -> None:
         "--formats", help="formats, separated by commas (`medcam formats` lists them)", metavar="FORMAT[,FORMAT]"
     )
     add_lesion(export, "for formats that draw or hold it")
+    add_identity(export)
     export.add_argument(
         "--threshold",
         type=float,
@@ -45,7 +47,7 @@ def add(commands: Commands) -> None:
 
 def run(options: Namespace, say: Say) -> Result:
     """Write a stored heatmap in more formats."""
-    from medcam.formats import check_formats, read, write
+    from medcam.formats import check_formats, write
     from medcam.formats.stored import label_of, read_heatmap, sidecar_of, stored_threshold
 
     if not options.source:
@@ -56,12 +58,13 @@ def run(options: Namespace, say: Say) -> Result:
     sidecar = sidecar_of(path)
     threshold = stored_threshold(sidecar, path) if options.threshold is None else options.threshold
     say("reading the image")
-    image = read(options.source, series=options.series, volume=options.volume, allow_gaps=options.allow_gaps)
+    image = read_image(options, options.source)
     say("reading the heatmap")
     heatmap, image = read_heatmap(path, image)
     check_formats(options.formats, image, threshold=threshold)
     lesion = lay_lesion(options, heatmap, read_lesion(options, image))
     folder = path.parent if options.out is None else Path(options.out)
+    heatmap, image, lesion = without_identity(options, heatmap, image, lesion)
     say(f"writing {options.formats}")
     files = write(
         heatmap, image, folder, formats=options.formats, threshold=threshold, label=label_of(path), lesion=lesion

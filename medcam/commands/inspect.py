@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from medcam.commands import Result, Say
+from medcam.commands.images import read_image
 from medcam.commands.parsing import Commands, command
 from medcam.errors import UsageError
 
@@ -121,7 +122,7 @@ def _input_shape(
 
 
 def _inspect_image(options: Namespace, path: Path) -> Result:
-    from medcam.formats import kind_of, read
+    from medcam.formats import kind_of
 
     if kind_of(path) == "dicom":
         from medcam.formats.dicom import find_series
@@ -144,7 +145,7 @@ def _inspect_image(options: Namespace, path: Path) -> Result:
                 for s in found
             ]
             return Result({"series": listed}, [*lines, "choose one with --series"])
-    volume = read(path, series=options.series, volume=options.volume, allow_gaps=options.allow_gaps)
+    volume = read_image(options, path)
     grid, source = volume.grid, volume.source
     spacing = " x ".join(f"{mm:.3f}" for mm in grid.spacing_mm)
     axes = "".join(grid.axis_codes) if source.oriented else "not known"

@@ -76,4 +76,7 @@ def _image() -> argparse.ArgumentParser:
     image.add_argument("--series", help="which DICOM series: its number, or its UID or the end of it")
     image.add_argument("--volume", type=int, metavar="N", help="which volume of a 4D image, from 0")
     image.add_argument("--allow-gaps", action="store_true", help="fill missing DICOM slices by interpolation")
+    image.add_argument(
+        "--regrid", action="store_true", help="interpolate tilted or uneven DICOM slices onto a regular grid"
+    )
     return image

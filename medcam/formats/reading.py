@@ -25,7 +25,7 @@ class Reader:
         How the names of its files end, in small letters.
     function
         Where its function is ('package.module:function', loaded on use): of a path, its keyword-only parameters being the choices that it
-        offers ('volume', 'series', 'allow_gaps').
+        offers ('volume', 'series', 'allow_gaps', 'regrid').
     start
         How its files start, for those whose names do not tell.
     """
@@ -49,7 +49,14 @@ READERS: dict[str, Reader] = {
 }  # fmt: skip
 
 
-def read(path: str | Path, *, series: str | None = None, volume: int | None = None, allow_gaps: bool = False) -> Volume:
+def read(
+    path: str | Path,
+    *,
+    series: str | None = None,
+    volume: int | None = None,
+    allow_gaps: bool = False,
+    regrid: bool = False,
+) -> Volume:
     """Read one image: DICOM as a file, a folder or a zip, NIfTI, NRRD, MetaImage, or a picture (PNG, JPEG, TIFF).
 
     Parameters
@@ -60,6 +67,8 @@ def read(path: str | Path, *, series: str | None = None, volume: int | None = No
         Which volume of an image that holds several, from 0.
     allow_gaps
         Fill missing DICOM slices by interpolation instead of refusing.
+    regrid
+        Interpolate DICOM slices that are tilted or unevenly spaced onto a grid that is orthogonal and even.
 
     Raises
     ------
@@ -79,7 +88,7 @@ def read(path: str | Path, *, series: str | None = None, volume: int | None = No
             raise UsageError(
                 f"--volume chooses from an image that holds several, and {path.name} is of a kind that holds one"
             )
-        given = {"series": series, "volume": volume, "allow_gaps": allow_gaps}
+        given = {"series": series, "volume": volume, "allow_gaps": allow_gaps, "regrid": regrid}
         found: Volume = function(path, **{name: value for name, value in given.items() if name in offered})
     except OSError as error:
         raise InputError(f"cannot read {path}: {error.strerror or error}") from error
