@@ -28,7 +28,7 @@ from pydicom.uid import (
     SecondaryCaptureImageStorage,
 )
 
-from medcam.errors import OutputError
+from medcam.errors import OutputError, UsageError
 from medcam.formats import dicom_derived
 from medcam.formats.burned_in import Border, border
 from medcam.formats.dicom_body_part import add_body_part
@@ -88,6 +88,8 @@ def secondary_capture(
     OutputError
         If the source is not DICOM, does not lie where the heatmap lies, or the file cannot be written.
     """
+    if colour_bar not in (True, False):
+        raise UsageError(f"colour_bar is True or False, not {colour_bar!r}")
     one_of("slices", slices, ("all", "key"))
     at_least("most", most)
     if compress is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import subprocess
 from dataclasses import replace
 from pathlib import Path
@@ -273,6 +274,13 @@ def test_the_uids_of_an_overlay_are_known_before_it_is_written(tmp_path: Path) -
         dataset = written(volume, tmp_path, options)
         found = (dataset.SOPClassUID, dataset.SOPInstanceUID, dataset.SeriesInstanceUID)
         assert found == secondary_capture_instance(made_export(volume, tmp_path), **options)
+
+
+def test_a_colour_bar_in_other_words_than_true_or_false_is_refused(tmp_path: Path) -> None:
+    volume = made_series(tmp_path / "series")
+    with pytest.raises(UsageError, match="colour_bar is True or False, not 'no'"):
+        # As the command line hands it over, where no types are checked.
+        inspect.unwrap(secondary_capture)(made_export(volume, tmp_path), colour_bar="no")
 
 
 @pytest.mark.parametrize("options", [{"compress": "jpeg"}, {"slices": "some"}, {"slices": "key", "most": 0}])
