@@ -48,7 +48,7 @@ _SERIES_NUMBER = 9006
 _OUTLINE, _PEAK = "RELEVANCE", "RELEVANCE PEAK"
 # In CIELab as DICOM scales it (PS3.3 C.10.7.1.1): the violet of the faintest relevance and the yellow of the strongest.
 _COLOURS = {_OUTLINE: (30000, 46000, 18000), _PEAK: (58000, 31000, 52000)}
-# A cross reaches from here to there, as a share of the image's shorter side, so that nothing covers the peak.
+# The gap around a peak and the arms of its cross, as shares of the image's shorter side: nothing covers the peak.
 _CROSS = (0.015, 0.05)
 # An element of two floats a point holds no more in 64 kB.
 _MOST_POINTS = 8191
@@ -164,17 +164,24 @@ def _polyline(points: np.ndarray) -> Dataset:
 
 
 def _cross(heatmap: Heatmap, finding: Finding) -> list[Dataset]:
-    near, far = (max(1.5, share * min(heatmap.grid.shape[:2])) for share in _CROSS)
+    near, far = _reach(heatmap)
     centre = np.array(finding.peak.voxel[:2], float)
     arms = (np.array(step, float) for step in ((1, 0), (-1, 0), (0, 1), (0, -1)))
-    return [_polyline(np.array([centre + near * arm, centre + (near + far) * arm])) for arm in arms]
+    return [_polyline(np.array([centre + near * arm, centre + far * arm])) for arm in arms]
+
+
+def _reach(heatmap: Heatmap) -> tuple[float, float]:
+    """Return how far from a peak its cross begins and ends, in pixels."""
+    gap, arm = (max(1.5, share * min(heatmap.grid.shape[:2])) for share in _CROSS)
+    return gap, gap + arm
 
 
 def _number(heatmap: Heatmap, n: int, finding: Finding) -> Dataset:
-    """Return the words beside a peak: its number in the report, and its share of the heatmap's maximum."""
+    """Return the words below the cross: the finding's number in the report, and its share of the heatmap's maximum."""
+    _, far = _reach(heatmap)
     text = Dataset()
     text.UnformattedTextValue = f"{n}: {finding.peak.relevance / heatmap.maximum:.2f}"
-    text.AnchorPoint = [float(finding.peak.voxel[0]) + 0.5, float(finding.peak.voxel[1]) + 0.5]
+    text.AnchorPoint = [float(index) + 0.5 + far for index in finding.peak.voxel[:2]]
     text.AnchorPointAnnotationUnits, text.AnchorPointVisibility = "PIXEL", "N"
     return text
 
