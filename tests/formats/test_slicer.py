@@ -235,6 +235,10 @@ def test_views_show_the_pixels_of_the_figures_with_the_peak_in_the_middle(name: 
         np.testing.assert_allclose(
             np.array(place["ras_from_slice"])[:3, 3], made.volume.grid.world_mm(np.array(made.peak)), atol=1e-9
         )
+        upright = np.abs(made.volume.grid.affine[:3, :3] / made.volume.grid.spacing_mm).max(axis=0).min() > 0.999999
+        # A film hangs like a frontal plane.
+        preset = "Coronal" if plane == "stored" else plane.capitalize()
+        assert place["orientation"] == (preset if upright else "Reformat")
         assert place["letters"] == (list("LRPAIS") if made.heatmap.source.oriented else [" "] * 6)
 
 

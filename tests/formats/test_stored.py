@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import tracemalloc
 import zlib
 from collections.abc import Callable
 from pathlib import Path
@@ -239,6 +240,18 @@ def test_a_hostile_or_damaged_sidecar_ends_in_one_sentence(damage: str, tmp_path
     with pytest.raises(InputError) as caught:
         read_heatmap(path, volume)
     assert len(str(caught.value)) < 400
+
+
+def test_a_bomb_is_not_unpacked(tmp_path: Path) -> None:
+    _, volume, path = stored(tmp_path / "out", source(tmp_path / "study"))
+    sidecar = path.with_name(path.name.replace(".nii.gz", ".json"))
+    sidecar.write_text(DAMAGE["a bomb"](sidecar.read_text()))
+    tracemalloc.start()
+    with pytest.raises(InputError):
+        read_heatmap(path, volume)
+    _, most = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert most < 10_000_000
 
 
 def test_any_byte_of_a_sidecar_may_be_wrong(tmp_path: Path) -> None:
