@@ -111,6 +111,21 @@ def randomized(
                     value.data.copy_(state[name])
 
 
+def with_random_weights(model: nn.Module, *, seed: int = 0) -> nn.Module:
+    """Return a copy of a network with all weights drawn anew, as at the last step of a cascade: the baseline that knows nothing.
+
+    Raises
+    ------
+    ModelError
+        If the network cannot be copied.
+    """
+    network = own_copy(model)
+    for name, module in network.named_modules():
+        if _own(module):
+            _draw(module, seed + zlib.crc32(name.encode()))
+    return network
+
+
 @dataclass(frozen=True, eq=False)
 class Randomization:
     """Maps of randomized networks beside those of the learned one; the learned one itself is not among them.

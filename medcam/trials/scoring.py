@@ -39,7 +39,8 @@ def on_trial(
 ) -> Iterator[Study]:
     """Give the study of a network on a batch that the measures of this room ask; the network is left as it is.
 
-    The class is settled on the clean output, so that perturbed copies are asked about the same one.
+    The class is settled on the clean output, so that perturbed copies are asked about the same one. Each pass sees the whole input; for a
+    network that is run in sliding windows give a module that holds network and inferer.
 
     Parameters
     ----------

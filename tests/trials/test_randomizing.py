@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from medcam.errors import ModelError, UsageError
-from medcam.trials.randomizing import randomization, randomized, stages
+from medcam.trials.randomizing import randomization, randomized, stages, with_random_weights
 from medcam.trials.scoring import explaining
 from medcam.validate.sanity import partner_similarity, sanity
 from medcam.validate.similarity import spearman
@@ -169,6 +169,15 @@ def test_a_network_whose_weights_are_hidden_is_refused_in_words() -> None:
         stages(traced, torch.randn(1, 1, *SHAPE))
     with pytest.raises(ModelError, match="no weights"):
         stages(nn.Sequential(nn.Flatten()), torch.randn(1, 1, *SHAPE))
+
+
+def test_random_weights_are_those_of_the_last_step_of_each_cascade() -> None:
+    network, image = trained()
+    alone = with_random_weights(network, seed=3)
+    for order in ("bottom-up", "top-down"):
+        *_, (_, last) = randomized(network, stages(network, image), order=order, seed=3)
+        assert changed(last, alone) == []
+    assert len(changed(network, alone)) > 8
 
 
 class Frozen(nn.Module):
