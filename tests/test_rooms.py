@@ -33,6 +33,10 @@ MAY_KNOW = {
     "engine": {"options"},
     "trials": {"engine", "options", "validate"},
     "models": {"samples", "lesion_net"},
+    "cohort": {
+        *("geometry", "volume", "recipe", "options", "whole_file", "formats"),
+        *("engine", "models", "prepare", "pipeline", "validate", "trials"),
+    },
     "pipeline": {"geometry", "volume", "recipe", "engine", "models", "prepare"},
 }
 TOP = {"cli", "commands", "doctor", "__init__", "__main__"}
