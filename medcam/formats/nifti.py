@@ -212,8 +212,8 @@ def write_nifti(export: Export) -> tuple[Path, ...]:
     seen = np.isfinite(heatmap.relevance)
     written = []
     for ending, data, about, kept in (
-        ("", np.where(seen, heatmap.relevance, np.float32(0)), _HEATMAP, kept_values(heatmap, export.volume)),
-        ("_label", heatmap.mask(export.threshold).astype(np.uint8), _MASK, {}),
+        ("", np.where(seen, heatmap.relevance, np.float32(0)), WHAT_A_HEATMAP_IS, kept_values(heatmap, export.volume)),
+        ("_label", heatmap.mask(export.threshold).astype(np.uint8), WHAT_A_MASK_IS, {}),
     ):
         path = export.path(f"{ending}.nii.gz")
         image = nifti_image(data, heatmap.grid, oriented=heatmap.source.oriented)
@@ -227,11 +227,13 @@ def write_nifti(export: Export) -> tuple[Path, ...]:
     return tuple(written)
 
 
-_HEATMAP = (
+WHAT_A_HEATMAP_IS = (
     "Relevance of each voxel for the target's score, raw and signed, in arbitrary units: positive speaks for the target. "
     "Not a probability, not a segmentation. Research use only."
 )
-_MASK = "1 where the relevance reaches the threshold. Not a segmentation of anatomy or disease. Research use only."
+WHAT_A_MASK_IS = (
+    "1 where the relevance reaches the threshold. Not a segmentation of anatomy or disease. Research use only."
+)
 
 
 def nifti_image(data: np.ndarray, grid: Grid, *, oriented: bool = True) -> nibabel.Nifti1Image:

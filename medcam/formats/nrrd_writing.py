@@ -22,7 +22,7 @@ from jaxtyping import Bool, UInt8
 
 from medcam.errors import UsageError
 from medcam.formats.exporting import Export
-from medcam.formats.nifti import sidecar_values
+from medcam.formats.nifti import WHAT_A_HEATMAP_IS, WHAT_A_MASK_IS, sidecar_values
 from medcam.formats.nrrd_stream import Write, put_nrrd
 from medcam.formats.stored import kept_values
 from medcam.geometry import Grid, resample, upright
@@ -63,15 +63,21 @@ def write_nrrd(export: Export) -> tuple[Path, ...]:
         If a file cannot be written.
     """
     heatmap = straightened(export.heatmap)
-    end = "" if heatmap is export.heatmap else "_upright"
+    straight = heatmap is export.heatmap
+    end = "" if straight else "_upright"
+    seen = np.isfinite(heatmap.relevance)
+    mask = _above(export, heatmap, export.threshold).astype(np.uint8)
+    # What was resampled does not come back as it was.
+    kept = kept_values(heatmap, export.volume) if straight else {}
     written = []
-    for ending, voxels in ((end, np.nan_to_num(heatmap.relevance, nan=0.0)), (f"{end}_label", _mask(export, heatmap))):
+    for ending, voxels, about, more in (
+        (end, np.where(seen, heatmap.relevance, np.float32(0)), WHAT_A_HEATMAP_IS, kept),
+        (f"{end}_label", mask, WHAT_A_MASK_IS, {}),
+    ):
         path, sidecar = export.path(f"{ending}.nrrd"), export.path(f"{ending}.json")
         with whole_file(path) as temporary, temporary.open("wb") as stream:
             put_nrrd(stream.write, voxels, heatmap.grid.affine, {}, oriented=heatmap.source.oriented)
-        # What was resampled is no longer what was explained, and is not taken up again.
-        kept = kept_values(heatmap, export.volume) if ending == "" else {}
-        values = sidecar_values(heatmap, export.threshold) | {"file": path.name, **kept}
+        values = sidecar_values(heatmap, export.threshold) | {"description": about, "file": path.name, **more}
         with whole_file(sidecar) as temporary:
             temporary.write_text(json.dumps(values, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
         written += [path, sidecar]
@@ -206,10 +212,6 @@ def _region(export: Export, heatmap: Heatmap, fraction: float) -> Segment:
     red, green, blue, _ = matplotlib.colormaps[COLOURS](fraction)
     name = f"{heatmap.target}: relevance from {100 * fraction:g} % of its maximum"
     return Segment(name, _above(export, heatmap, fraction), (float(red), float(green), float(blue)), REGION_TERMS)
-
-
-def _mask(export: Export, heatmap: Heatmap) -> UInt8[np.ndarray, "i j k"]:
-    return _above(export, heatmap, export.threshold).astype(np.uint8)
 
 
 def _above(export: Export, heatmap: Heatmap, fraction: float) -> Bool[np.ndarray, "i j k"]:

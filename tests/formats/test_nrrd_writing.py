@@ -16,9 +16,10 @@ import SimpleITK as sitk
 import slicerio
 
 from conftest import blob, oblique_grid
-from medcam.errors import UsageError
+from medcam.errors import InputError, UsageError
 from medcam.formats import read, write
 from medcam.formats.nrrd_writing import straightened
+from medcam.formats.stored import read_heatmap
 from medcam.geometry import Grid, upright
 from medcam.recipe import Recipe
 from medcam.volume import Heatmap, Source, Volume
@@ -170,6 +171,21 @@ def test_slicerio_reads_the_same_segments(tmp_path: Path, name: str) -> None:
     assert about["recipe"]["method"] == "grad-cam"
     # Of a left-handed grid the slices are stored in the other order.
     assert np.linalg.det(np.array(header["space directions"])[-3:]) > 0
+
+
+def test_a_stored_heatmap_comes_back_unless_it_was_resampled(tmp_path: Path) -> None:
+    for name in ("oblique", "tilted"):
+        heatmap, image, _ = case(name)
+        image = replace(image, source=replace(image.source, sha256="12"))
+        heatmap = replace(heatmap, source=image.source, recipe=replace(RECIPE, inputs=("12",)))
+        path = write(heatmap, image, tmp_path, formats="nrrd", label=name)[0]
+        if name == "tilted":
+            with pytest.raises(InputError, match=r"tilted_upright\.json"):
+                read_heatmap(path, image)
+            continue
+        back, _ = read_heatmap(path, image)
+        np.testing.assert_array_equal(back.relevance, heatmap.relevance)
+        assert (back.recipe, back.target, back.score) == (heatmap.recipe, heatmap.target, heatmap.score)
 
 
 def test_a_segment_that_overlaps_none_shares_its_layer(tmp_path: Path) -> None:
