@@ -63,3 +63,12 @@ def test_another_package_adds_a_reader_for_a_suffix(tmp_path: Path, monkeypatch:
     monkeypatch.setattr(module, "read_numbers", lambda path: read_numbers(path))
     with pytest.raises(UsageError, match="of a kind that holds one"):
         read(tmp_path / "a.numbers", volume=2)
+
+
+def test_tilted_slices_are_put_upright_on_request(tmp_path: Path) -> None:
+    affine = phantom.GEOMETRIES["axial"].copy()
+    affine[1, 2] = 1.4
+    phantom.write_series(tmp_path, phantom.stored_values(), affine)
+    leaning, straight = read(tmp_path).grid, read(tmp_path, regrid=True).grid
+    assert abs(leaning.affine[:3, 1] @ leaning.affine[:3, 2]) > 0.5
+    np.testing.assert_allclose(straight.affine[:3, 1] @ straight.affine[:3, 2], 0, atol=1e-9)
