@@ -404,6 +404,7 @@ def test_a_promise_for_something_else_is_not_believed(study: Path, send: Send) -
     assert (code, states(answer)) == (1, ["sent"] * 4)
 
 
+@pytest.mark.slow
 def test_a_sender_killed_at_any_moment_loses_nothing_and_sends_nothing_twice_that_was_noted(
     tmp_path: Path, spool: Path, send: Send
 ) -> None:
@@ -430,6 +431,7 @@ def test_a_sender_killed_at_any_moment_loses_nothing_and_sends_nothing_twice_tha
     assert list((spool / "files").iterdir()) == []
 
 
+@pytest.mark.slow
 def test_two_senders_with_one_spool_send_each_instance_once(tmp_path: Path, spool: Path) -> None:
     random_series(tmp_path / "many", 25)
     with node() as there:

@@ -165,6 +165,7 @@ def test_a_wrong_password_is_said_and_the_right_one_resumes(
     assert len(orthanc.get("/instances")) == 4
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("protocol", ["c-store", "stow"])
 def test_a_server_killed_midway_gets_the_rest_when_it_is_back(
     protocol: str, tmp_path: Path, send: Send, monkeypatch: pytest.MonkeyPatch
