@@ -210,8 +210,11 @@ def _raw_decimals(header: Header, keyword: str) -> list[float]:
 
 def name(header: Header) -> str:
     """Return what to call a picture in messages: its numbers, which name no patient."""
-    number = said(header, "InstanceNumber")
-    image = "an image without InstanceNumber" if number is None else f"the image with InstanceNumber {number}"
+    try:
+        # In a damaged header anything may stand there, a name too.
+        image = f"the image with InstanceNumber {int(said(header, 'InstanceNumber'))}"
+    except (TypeError, ValueError):
+        image = "an image without InstanceNumber"
     if isinstance(header, View) and header.number is not None:
         return f"frame {header.number} of {image}"
     return image

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import shutil
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -30,9 +32,12 @@ def disc(folder: Path) -> Path:
     files = FileSet()
     for path in sorted((folder / "in").iterdir()):
         files.add(path)
-    files.write(folder / "disc")
-    # What it staged the files in; left to the end of the program, it would warn.
-    files._tmpdir.cleanup()
+    with warnings.catch_warnings():
+        # It leaves the folder in which it staged the files to the garbage collector, which says so.
+        warnings.simplefilter("ignore", ResourceWarning)
+        files.write(folder / "disc")
+        del files
+        gc.collect()
     write_series(folder / "disc", stored_values(), GEOMETRIES["axial"], uid_seed="unlisted", name="UNLISTED{k}")
     return folder / "disc" / "DICOMDIR"
 
