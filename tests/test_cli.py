@@ -318,7 +318,7 @@ def test_the_demo_explains_both_samples_and_hits_both_lesions(
     assert out.count("lies in the lesion") == 2
     assert "next: medcam inspect" in out
     for model in ("demo-mri", "demo-cxr"):
-        assert {p.suffix for p in (tmp_path / model).iterdir()} == {".gz", ".json", ".dcm", ".png"}
+        assert {p.suffix for p in (tmp_path / model).iterdir()} == {".gz", ".json", ".dcm", ".png", ".html"}
     assert time.perf_counter() - start < 60
 
 

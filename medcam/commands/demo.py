@@ -6,7 +6,7 @@ from argparse import Namespace
 from pathlib import Path
 
 from medcam.commands import Result, Say
-from medcam.commands.findings import explained
+from medcam.commands.findings import against, explained, reported
 from medcam.commands.parsing import Commands, command
 
 _EXAMPLES = """\
@@ -30,7 +30,6 @@ def run(options: Namespace, say: Say) -> Result:
     from medcam.models import load_model
     from medcam.pipeline import explain as explain_volumes
     from medcam.samples import DEMOS, sample_path
-    from medcam.validate.localization import peak_in_lesion
 
     lines, values = [], {}
     for case in DEMOS:
@@ -40,16 +39,18 @@ def run(options: Namespace, say: Say) -> Result:
         heatmap = explain_volumes(volume, load_model(case.model))
         folder = Path(options.out) / case.model
         say(f"{case.title}: writing")
-        files = write(heatmap, volume, folder, formats=("nifti", "dicom-sc", "png"), lesion=lesion)
-        hit = peak_in_lesion(heatmap, lesion)
-        lines += [
-            f"{case.title}",
-            f"  target  {heatmap.target}: probability {heatmap.probability:.3f}, layer {heatmap.recipe.layer}, {heatmap.recipe.method}",
-            f"  peak    {heatmap.peak_in_words()}",
-            f"          {'lies in the lesion' if hit else 'does NOT lie in the lesion'}",
-            *(f"  wrote   {f}" for f in files if f.suffix != ".json"),
-        ]
-        values[case.model] = explained(heatmap, lesion, files, 0.5).values
+        measures = against(heatmap, lesion)
+        files = write(
+            heatmap,
+            volume,
+            folder,
+            formats=("nifti", "dicom-sc", "png", "html"),
+            lesion=lesion,
+            measures=reported(measures),
+        )
+        found = explained(heatmap, measures, files, 0.5)
+        lines += [case.title, *(f"  {line}" for line in found.lines if not line.endswith(".json"))]
+        values[case.model] = found.values
     ok = all(v["peak_in_lesion"] for v in values.values())
     image = sample_path(*DEMOS[0].image)
     lines += [

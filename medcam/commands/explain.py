@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from medcam.commands import Result, Say
-from medcam.commands.findings import explained
+from medcam.commands.findings import against, explained, reported
 from medcam.commands.images import add_identity, read_image, without_identity
 from medcam.commands.lesions import add_lesion, lay_lesion, read_lesion
 from medcam.commands.parsing import Commands, command
@@ -155,8 +155,17 @@ def run(options: Namespace, say: Say) -> Result:
     lesion = lay_lesion(options, heatmap, lesion)
     say(f"explained in {time.perf_counter() - start:.1f} s; writing {options.formats}")
     heatmap, image, lesion = without_identity(options, heatmap, volumes[0], lesion)
-    files = write(heatmap, image, options.out, formats=options.formats, threshold=options.threshold, lesion=lesion)
-    return explained(heatmap, lesion, files, options.threshold)
+    measures = against(heatmap, lesion)
+    files = write(
+        heatmap,
+        image,
+        options.out,
+        formats=options.formats,
+        threshold=options.threshold,
+        lesion=lesion,
+        measures=reported(measures),
+    )
+    return explained(heatmap, measures, files, options.threshold)
 
 
 def _window(text: str | None) -> tuple[int, ...] | int | None:

@@ -6,7 +6,7 @@ from argparse import Namespace
 from pathlib import Path
 
 from medcam.commands import Result, Say
-from medcam.commands.findings import explained
+from medcam.commands.findings import against, explained, reported
 from medcam.commands.images import add_identity, read_image, without_identity
 from medcam.commands.lesions import add_lesion, lay_lesion, read_lesion
 from medcam.commands.parsing import Commands, command
@@ -66,7 +66,15 @@ def run(options: Namespace, say: Say) -> Result:
     folder = path.parent if options.out is None else Path(options.out)
     heatmap, image, lesion = without_identity(options, heatmap, image, lesion)
     say(f"writing {options.formats}")
+    measures = against(heatmap, lesion)
     files = write(
-        heatmap, image, folder, formats=options.formats, threshold=threshold, label=label_of(path), lesion=lesion
+        heatmap,
+        image,
+        folder,
+        formats=options.formats,
+        threshold=threshold,
+        label=label_of(path),
+        lesion=lesion,
+        measures=reported(measures),
     )
-    return explained(heatmap, lesion, files, threshold)
+    return explained(heatmap, measures, files, threshold)

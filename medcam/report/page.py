@@ -44,7 +44,7 @@ class Case:
     lesion
         The lesion's mask, to be outlined.
     measures
-        For each heatmap what was measured of it, by name.
+        For each heatmap what was measured of it, by name: a number, or a number and its unit.
     title
         The page's title; what was explained if empty. It must name no patient.
     """
@@ -226,6 +226,12 @@ def _measures(case: Case) -> str:
 
 
 def _shown(value: object) -> str:
+    if isinstance(value, tuple):
+        number, unit = value
+        return (
+            " ".join(word for word in (_shown(number), str(unit)) if word and _shown(number) != "not defined")
+            or "not defined"
+        )
     if value is None or (isinstance(value, float) and math.isnan(value)):
         return "not defined"
     return f"{value:.4g}" if isinstance(value, float) else str(value)

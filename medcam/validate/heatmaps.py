@@ -76,12 +76,17 @@ def measure_heatmap(
     return replace(found, numbers=numbers)
 
 
-def _refuse_shear(grid: Grid) -> None:
+def has_right_angles(grid: Grid) -> bool:
+    """Tell whether the axes of a grid stand at right angles, so that distances along them add up."""
     axes = grid.affine[:3, :3] / np.linalg.norm(grid.affine[:3, :3], axis=0)
-    if np.abs(axes.T @ axes - np.eye(3)).max() > _LEAN:
+    return bool(np.abs(axes.T @ axes - np.eye(3)).max() <= _LEAN)
+
+
+def _refuse_shear(grid: Grid) -> None:
+    if not has_right_angles(grid):
         raise GeometryError(
             "the image's axes are not at right angles (a tilted gantry), so distances along them do not add up to millimetres; "
-            "resample image, heatmap and mask onto a grid with right angles first"
+            "read the image with --regrid (regrid=True) before it is explained"
         )
 
 
