@@ -29,6 +29,7 @@ from medcam.errors import GeometryError, InputError, UsageError
 from medcam.formats import read
 from medcam.formats.masks import read_mask
 from medcam.geometry import Grid
+from medcam.occupancy import occupancy
 from medcam.volume import Volume
 
 SHAPE = (7, 5, 6)
@@ -258,6 +259,18 @@ def test_the_real_segmentation_is_where_dcmqi_and_highdicom_put_it(tmp_path: Pat
         warnings.simplefilter("ignore")
         volume = highdicom.seg.segread(path).get_volume(combine_segments=True)
     assert (volume.array > 0).sum() == alone.voxels.sum()
+
+
+def test_the_real_lesions_of_a_patient_fill_the_same_volume_on_any_grid(real_data: Path) -> None:
+    mask = read_mask(real_data / "mri_ms" / "patient26_lesions.nii.gz")
+    assert (mask.voxels.sum(), mask.voxels.dtype) == (8227, np.uint8)
+    drawn, grid = mask.voxels > 0, mask.grid
+    coarse = grid.coarsened((46, 55, 46), (4.0, 4.0, 4.0), (1.5, 1.5, 1.5))
+    assert occupancy(drawn, grid, coarse).sum() * 64 == pytest.approx(8227, rel=1e-5)
+    turn = np.eye(4)
+    turn[:2, :2] = [[np.cos(0.3), -np.sin(0.3)], [np.sin(0.3), np.cos(0.3)]]
+    oblique = Grid((60, 72, 60), turn @ grid.affine @ np.diag([3.0, 3, 3, 1]))
+    assert occupancy(drawn, grid, oblique).sum() * 27 == pytest.approx(8227, rel=5e-3)
 
 
 def _series_of(path: Path) -> str:
