@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import ast
 import json
-import os
-import subprocess
 import zipfile
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -20,6 +18,7 @@ import SimpleITK
 from scipy.ndimage import binary_dilation, binary_erosion, map_coordinates
 
 from conftest import blob, oblique_grid
+from formats.asked_slicer import asked
 from formats.dicom_phantom import GEOMETRIES, MARKERS, stored_values, write_series
 from medcam.errors import OutputError
 from medcam.formats import read, slicer_script, write
@@ -122,33 +121,13 @@ def sheared(grid: Grid) -> bool:
 PIXELS = (96, 96)
 
 
-@pytest.fixture(scope="session")
-def slicer_python() -> str:
-    """The Python that has 3D Slicer's library."""
-    python = os.environ.get("MEDCAM_SLICER_PYTHON")
-    if not python:
-        pytest.skip("MEDCAM_SLICER_PYTHON names no Python that has slicer-core, 3D Slicer's own library")
-    return python
-
-
-def asked(slicer_python: str, requests: list[dict[str, Any]], folder: Path) -> list[dict[str, Any]]:
-    (folder / "requests.json").write_text(json.dumps(requests))
-    reader = Path(__file__).with_name("slicer_reader.py")
-    command = [slicer_python, str(reader), str(folder / "requests.json"), str(folder / "answers.json")]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
-    assert done.returncode == 0, done.stderr[-3000:]
-    assert "ERR|" not in done.stderr, done.stderr[-3000:]
-    answers: list[dict[str, Any]] = json.loads((folder / "answers.json").read_text())
-    return answers
-
-
 SEEN = [(name, way) for way in ("slicer", "slicer-script") for name in CASES]
 SEEN += [("oblique, anisotropic and left-handed", "nrrd,slicer-script")]
 Seen = dict[tuple[str, str], tuple[dict[str, Any], Path]]
 
 
 @pytest.fixture(scope="session")
-def seen(slicer_python: str, tmp_path_factory: pytest.TempPathFactory) -> Seen:
+def seen(tmp_path_factory: pytest.TempPathFactory) -> Seen:
     """What 3D Slicer makes of each case, and the folder with the pictures."""
     home = tmp_path_factory.mktemp("slicer")
     requests = []
@@ -159,7 +138,7 @@ def seen(slicer_python: str, tmp_path_factory: pytest.TempPathFactory) -> Seen:
         places = made.volume.grid.world_mm(np.array([made.peak, [0, 0, 0], [3, 2, 0], [1, 7, 0]])).tolist()
         what = {"scene": str(files[0])} if way == "slicer" else {"script": str(files[-1]), "names": ["case_gradcam"]}
         requests.append({**what, "folder": str(folder), "points": places, "views": views})
-    answers = asked(slicer_python, requests, home)
+    answers = asked(requests, home)
     return {each: (found, home / str(n)) for n, (each, found) in enumerate(zip(SEEN, answers, strict=True))}
 
 
