@@ -40,18 +40,27 @@ def is_dicom(path: Path) -> bool:
         return False
 
 
-def find_series(path: Path) -> tuple[Series, ...]:
-    """Return the series of images at a path (a file, a folder with all below it, or a zip), sorted by number.
+def find_series(path: Path, *, series: str | None = None) -> tuple[Series, ...]:
+    """Return the series of images at a path (a file, a folder with all below it, a zip, a DICOMDIR), sorted by number.
 
     Localizers count only where there is nothing else. Segmentations, reports and the like are no images.
+
+    Parameters
+    ----------
+    series
+        Only the one that is called so, by its SeriesNumber, its SeriesInstanceUID, or the end of that.
 
     Raises
     ------
     InputError
         If nothing there is a DICOM image, or a DICOM file is damaged.
+    UsageError
+        If no series is called so.
     """
     with _quiet(), files_in(path) as files:
-        return tuple(_with_volumes(one) for one in dicom_series.main(dicom_series.scan(files, path.name)))
+        found = dicom_series.scan(files, path.name)
+        chosen = dicom_series.main(found) if series is None else [dicom_series.choose(found, series, path.name)]
+        return tuple(_with_volumes(one) for one in chosen)
 
 
 def read_dicom(
@@ -114,7 +123,8 @@ def _with_volumes(found: Found) -> Series:
         candidates = volumes_of(dicom_series.whole(found.instances), digest=digest_of)
     except InputError:
         return found.series
-    return replace(found.series, volumes=tuple(each.line for each in candidates))
+    offered = sum(not each.aside for each in candidates)
+    return replace(found.series, volumes=tuple(each.line for each in candidates), offered=offered)
 
 
 @contextmanager

@@ -48,6 +48,8 @@ class Series:
         The files, in the order in which they were found. Members of a zip are written archive/member.
     volumes
         What there is to choose from by number (from 0), in words; empty where the images cannot be placed.
+    offered
+        How many of these are a choice of their own; the others are localizers and the like, left out unless asked for.
     """
 
     uid: str
@@ -57,6 +59,7 @@ class Series:
     shape: tuple[int, int, int]
     paths: tuple[Path, ...] = field(repr=False)
     volumes: tuple[str, ...] = ()
+    offered: int = 0
 
 
 class Found(NamedTuple):

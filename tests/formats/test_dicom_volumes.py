@@ -358,3 +358,13 @@ def test_any_character_set_is_read(tmp_path: Path, charset: str | list[str]) -> 
     volume = read_dicom(tmp_path)
     assert volume.grid.shape == (7, 5, 4)
     assert find_series(tmp_path)[0].number == 4
+
+
+def test_one_series_of_several_is_listed_alone(tmp_path: Path) -> None:
+    write_volumes(tmp_path / "a", [{"EchoTime": "4"}, {"EchoTime": "8"}])
+    write_series(tmp_path / "b", stored_values(), AXIAL, number=7, uid_seed="other")
+    found = find_series(tmp_path, series="4")
+    assert [(one.number, one.offered, len(one.volumes)) for one in found] == [(4, 2, 2)]
+    assert find_series(tmp_path)[1].offered == 1
+    with pytest.raises(UsageError, match="names none"):
+        find_series(tmp_path, series="5")
