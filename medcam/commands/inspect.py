@@ -127,8 +127,11 @@ def _inspect_image(options: Namespace, path: Path) -> Result:
     if kind_of(path) == "dicom":
         from medcam.formats.dicom import find_series
 
-        found = find_series(path)
-        if len(found) > 1 and options.series is None:
+        found = find_series(path, series=options.series)
+        if len(found) == 1 and found[0].offered > 1 and options.volume is None:
+            lines = [f"volume {n:>4}  {words}" for n, words in enumerate(found[0].volumes)]
+            return Result({"volumes": list(found[0].volumes)}, [*lines, "choose one with --volume"])
+        if len(found) > 1:
             listed = [
                 {
                     "number": s.number,
@@ -136,6 +139,7 @@ def _inspect_image(options: Namespace, path: Path) -> Result:
                     "description": s.description,
                     "uid": s.uid,
                     "shape": list(s.shape),
+                    "volumes": list(s.volumes),
                 }
                 for s in found
             ]

@@ -16,6 +16,7 @@ from pydicom import Dataset
 from formats.dicom_phantom import GEOMETRIES, MARKERS, stored_values, write_film, write_series
 from formats.dicom_phantom_frames import item, write_enhanced
 from formats.dicom_referee import is_same_image
+from medcam.cli import main
 from medcam.errors import GeometryError, UsageError
 from medcam.formats import dicom_series
 from medcam.formats.dicom import find_series, read_dicom
@@ -368,3 +369,25 @@ def test_one_series_of_several_is_listed_alone(tmp_path: Path) -> None:
     assert find_series(tmp_path)[1].offered == 1
     with pytest.raises(UsageError, match="names none"):
         find_series(tmp_path, series="5")
+
+
+def test_the_command_line_lists_volumes_and_reads_the_chosen_one(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_volumes(tmp_path, [{"EchoTime": "4"}, {"EchoTime": "8"}])
+    assert main(["inspect", str(tmp_path)]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert " ".join(lines[0].split()) == "volume 0 TE 4 ms, 4 slices of 7 x 5"
+    assert lines[-1] == "choose one with --volume"
+    assert main(["inspect", str(tmp_path), "--volume", "1"]) == 0
+    assert "volume 1 of 2 (from 0) in the series: TE 8 ms" in capsys.readouterr().out
+
+
+def test_the_command_line_resamples_on_request(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    z = [0, 1, 2, 3.5, 4.5, 5.5]
+    places = {"slice_tags": lambda k: {"ImagePositionPatient": [0, 0, z[k]]}}
+    write_series(tmp_path, stored_values((7, 5, 6)), AXIAL, **places)
+    assert main(["inspect", str(tmp_path)]) == 4
+    assert "--regrid" in capsys.readouterr().err
+    assert main(["inspect", str(tmp_path), "--regrid"]) == 0
+    assert "7 x 5 x 7 voxels of 0.700 x 0.700 x 0.917 mm" in capsys.readouterr().out
