@@ -24,7 +24,7 @@ FILLS = ("blur", "mean", "zero", "min", "inpaint")
 
 def fill_named(
     inputs: Float[Tensor, "b c *s"],
-    kind: str | float | Tensor,
+    kind: str | float | int | Tensor,
     *,
     domain: Bool[Tensor, "b *s"] | None = None,
     spacing_mm: Sequence[float | int] | None = None,
@@ -53,7 +53,10 @@ def fill_named(
         return lambda copies, removed: inpainted(
             copies.flatten(0, 1), removed.flatten(0, 1), spacing_mm=spacing_mm
         ).unflatten(0, copies.shape[:2])
-    blank = _mean(inputs, domain) if isinstance(kind, str) and kind == "mean" else baseline(inputs, kind)
+    if isinstance(kind, str) and kind == "mean":
+        blank = _mean(inputs, domain)
+    else:
+        blank = baseline(inputs, float(kind) if isinstance(kind, int) else kind)
     return lambda copies, removed: torch.where(removed.unsqueeze(2), blank, copies)
 
 

@@ -73,7 +73,7 @@ def drop_and_gain(study: Study, maps: Float[Tensor, "b *s"], *, fill: str | floa
     given = torch.where(torch.isfinite(check_maps(study, maps)), maps.to(study.inputs.device), 0).clamp(min=0)
     highest = given.flatten(1).amax(1).reshape(-1, *[1] * (given.ndim - 1))
     weights = (given / torch.where(highest > 0, highest, 1)).to(study.inputs.dtype)
-    blank = baseline(study.inputs, fill)
+    blank = baseline(study.inputs, float(fill) if isinstance(fill, int) else fill)
     faded = torch.lerp(blank, study.inputs, weights.unsqueeze(1))
     masked = study.scores_of(1, lambda _: faded[None])[0]
     nothing = torch.where(highest.flatten() > 0, 0.0, torch.nan).to(clean)

@@ -57,8 +57,8 @@ def road(
     study: Study,
     maps: Float[Tensor, "b *s"],
     *,
-    shares: Sequence[float] = SHARES,
-    noise: float = 0.01,
+    shares: Sequence[float | int] = SHARES,
+    noise: float | int = 0.01,
     spacing_mm: Sequence[float | int] | None = None,
     domain: Bool[Tensor, "b *s"] | None = None,
     draws: int = 2,
@@ -110,7 +110,7 @@ def road(
     return Road(most, least, _mean([one[1] for one in others]), _mean([one[2] for one in others]), own.tied)
 
 
-def _noisy(study: Study, noise: float, spacing_mm: Sequence[float | int] | None) -> Fill:
+def _noisy(study: Study, noise: float | int, spacing_mm: Sequence[float | int] | None) -> Fill:
     inputs = study.inputs
     drawn = torch.randn(inputs.shape[1:], generator=study.generator()).to(inputs)
     axes = tuple(range(2, inputs.ndim))

@@ -204,6 +204,7 @@ def test_a_mean_is_that_of_the_body_and_not_of_the_air_round_it() -> None:
     removed = every(body)[None]
     assert float(fill_named(image, "mean", domain=body)(image[None], removed).mean()) == 8
     assert float(fill_named(image, "mean")(image[None], removed).mean()) < 1
+    assert float(fill_named(image, 2)(image[None], removed).mean()) == 2
     given = torch.full((1, 1, 1, 1, 1), 3.0)
     assert float(fill_named(image, given)(image[None], removed).mean()) == 3
     with pytest.raises(UsageError, match="a fill is one of"):

@@ -41,7 +41,7 @@ def test_drop_is_relative_and_gain_is_of_what_was_missing() -> None:
         assert found.rises.tolist() == [0, 0]
         np.testing.assert_allclose(found.shown, [0.25, 0.25], atol=1e-6)
         # Faded into 1 instead of 0 the probability rises to 0.2 + 0.75 and 0.125 + 0.75.
-        bright = drop_and_gain(study, maps, fill=1.0)
+        bright = drop_and_gain(study, maps, fill=1)
         np.testing.assert_allclose(bright.gain, [(0.95 - 0.8) / 0.2, (0.875 - 0.5) / 0.5], atol=1e-5)
         assert bright.drop.tolist() == [0, 0]
         assert bright.rises.tolist() == [1, 1]
