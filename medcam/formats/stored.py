@@ -75,6 +75,24 @@ def read_heatmap(path: Path, image: Volume) -> tuple[Heatmap, Volume]:
             "moved or resampled since it was written; give the file that medcam wrote"
         )
     _refuse_other_values(values, image, path)
+    return _restored(values, path, stored, image), image
+
+
+def read_heatmap_alone(path: Path) -> Heatmap:
+    """Return a stored heatmap without the image that it was made of: placed as its file says, and of no known instances.
+
+    Raises
+    ------
+    InputError
+        If the file or its sidecar is not there, damaged, of another version, or no heatmap.
+    """
+    stored = read(path)
+    return _restored(sidecar_of(path), path, stored, stored)
+
+
+def _restored(values: Mapping[str, Any], path: Path, stored: Volume, image: Volume) -> Heatmap:
+    """Return what a sidecar and its voxels make together, on the grid of the image."""
+    recipe = Recipe.from_json(_entry(values, "recipe", dict, path))
     relevance = np.asarray(stored.voxels, np.float32)
     if _digest(relevance) != _entry(values, "relevance_sha256", str, path):
         raise InputError(f"the voxels of {path.name} are not those that its sidecar tells of; {_AGAIN}")
@@ -85,7 +103,7 @@ def read_heatmap(path: Path, image: Volume) -> tuple[Heatmap, Volume]:
         raise _damaged(path, "its score or probability is no number")
     if not all(isinstance(note, str) for note in notes):
         raise _damaged(path, "its notes are no texts")
-    heatmap = Heatmap(
+    return Heatmap(
         np.where(unseen, np.float32(np.nan), relevance),
         image.grid,
         image.source,
@@ -95,7 +113,6 @@ def read_heatmap(path: Path, image: Volume) -> tuple[Heatmap, Volume]:
         None if probability is None else float(probability),
         tuple(notes),
     )
-    return heatmap, image
 
 
 def sidecar_of(path: Path) -> Mapping[str, Any]:
