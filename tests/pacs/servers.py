@@ -8,6 +8,7 @@ import shutil
 import signal
 import socket
 import subprocess
+import sys
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -132,7 +133,10 @@ def orthanc(folder: Path, settings: Mapping[str, Any] | None = None) -> Orthanc:
 
 def tool(name: str) -> str:
     """The path of a program of dcmtk or openssl. Skips where it is not installed."""
-    path = shutil.which(name)
+    # pynetdicom installs programs of the same names beside Python.
+    own = Path(sys.executable).parent
+    folders = [each for each in os.environ.get("PATH", "").split(os.pathsep) if Path(each) != own]
+    path = shutil.which(name, path=os.pathsep.join(folders))
     if path is None:
         pytest.skip(f"{name} is not installed (apt-get install dcmtk openssl)")
     return path
