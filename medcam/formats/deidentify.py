@@ -171,7 +171,7 @@ def _cleaned(dataset: Dataset, secret: bytes) -> Dataset:
     clean = Dataset()
     for tag in dataset.keys():  # noqa: SIM118  iterating a Dataset parses its elements
         action = rules.action(tag)
-        if action == "X" or tag.is_private or not keyword_for_tag(tag):
+        if action == "X" or not keyword_for_tag(tag):  # private attributes have no keyword
             continue
         vr = dictionary_VR(tag)
         if action is None and vr != "SQ":

@@ -302,6 +302,10 @@ def test_what_a_node_takes_as_it_is_arrives_byte_by_byte(tmp_path: Path, send: S
     (path,) = write_series(
         tmp_path, stored_values((36, 41, 1)), GEOMETRIES["oblique"], transfer_syntax=JPEG2000Lossless
     )
+    # A group length of old times, which pydicom reads and does not write: whoever encodes anew loses it.
+    content = path.read_bytes()
+    start = content.index(b"\x08\x00", 132 + 12 + int.from_bytes(content[140:144], "little"))
+    path.write_bytes(content[:start] + b"\x08\x00\x00\x00UL\x04\x00\x10\x00\x00\x00" + content[start:])
     received: list[bytes] = []
 
     def keep_bytes(event: Any) -> int:
@@ -311,8 +315,7 @@ def test_what_a_node_takes_as_it_is_arrives_byte_by_byte(tmp_path: Path, send: S
     with node(keep_bytes, syntaxes=[ExplicitVRLittleEndian, ImplicitVRLittleEndian, JPEG2000Lossless]) as modern:
         assert send(path, "--to", modern.address)[0] == 0
         assert modern.kept[0].file_meta.TransferSyntaxUID == JPEG2000Lossless
-    assert path.read_bytes().endswith(received[0])
-    assert len(received[0]) > 1000
+    assert received[0] == path.read_bytes()[start:]
 
 
 def test_a_node_that_does_not_know_us_is_named_and_not_asked_for_ever(study: Path, send: Send) -> None:

@@ -58,6 +58,19 @@ def test_what_was_sent_is_not_queued_again_unless_asked(spool: Path, instances: 
     assert {one.state for one in queue.add(HERE, instances, again=True)} == {"waiting"}
 
 
+def test_what_is_sent_while_it_is_being_queued_again_stays_sent(
+    spool: Path, instances: tuple[Instance, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    queue, sender = Spool(spool), Spool(spool)
+    waiting = queue.add(HERE, instances)
+    # The one who queues looked before the one who sends said 'sent'.
+    monkeypatch.setattr(queue, "entries", lambda address=None: waiting)
+    for entry in waiting:
+        sender.stored(entry, "stored")
+    queue.add(HERE, instances)
+    assert {one.state for one in sender.entries()} == {"sent"}
+
+
 def test_whoever_sends_an_old_content_does_not_mark_the_new_one_as_sent(
     tmp_path: Path, spool: Path, instances: tuple[Instance, ...]
 ) -> None:
