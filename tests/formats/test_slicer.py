@@ -325,9 +325,7 @@ def test_values_that_int16_cannot_hold_are_stored_as_float_and_none_as_64_bits(t
         write(made.heatmap, CASES["film"].volume, tmp_path, formats="slicer")
 
 
-def test_the_script_shows_all_heatmaps_of_its_folder_and_the_named_one_on_top(
-    slicer_python: str, tmp_path: Path
-) -> None:
+def test_the_script_shows_all_heatmaps_of_its_folder_and_the_named_one_on_top(tmp_path: Path) -> None:
     made = CASES["oblique slice"]
     folder = tmp_path / "results"
     for label, target in (("b", "late"), ("a", "early")):
@@ -346,7 +344,6 @@ def test_the_script_shows_all_heatmaps_of_its_folder_and_the_named_one_on_top(
     view = {"Red": {"pixels": PIXELS, "mm": None}}
     common = {"script": str(script), "points": [], "views": view}
     every, named = asked(
-        slicer_python,
         [
             common | {"names": names, "folder": str(tmp_path / str(n))}
             for n, names in enumerate(([], ["b", "nonsense"]))
