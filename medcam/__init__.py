@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from medcam.errors import OutputError as OutputError
     from medcam.errors import UsageError as UsageError
     from medcam.formats import read as read
+    from medcam.formats import read_mask as read_mask
     from medcam.formats import write as write
     from medcam.geometry import Grid as Grid
     from medcam.geometry import resample as resample
@@ -48,6 +49,7 @@ _HOMES = {
     "relevance": "engine",
     "relevances": "engine",
     "read": "formats",
+    "read_mask": "formats",
     "write": "formats",
     "Grid": "geometry",
     "resample": "geometry",

@@ -123,9 +123,9 @@ def _label(heatmap: Heatmap) -> str:
 # use, since each needs libraries that the others do not.
 WRITERS: dict[str, str] = {
     "nifti": "medcam.formats.nifti:write_nifti",
-    "dicom-sc": "medcam.formats.dicom_secondary_capture:secondary_capture",
     "nrrd": "medcam.formats.nrrd_writing:write_nrrd",
     "seg-nrrd": "medcam.formats.nrrd_writing:write_seg_nrrd",
+    "dicom-sc": "medcam.formats.dicom_secondary_capture:secondary_capture",
     "dicom-seg": "medcam.formats.dicom_segmentation:segmentation",
     "dicom-pm": "medcam.formats.dicom_parametric_map:parametric_map",
     "dicom-sr": "medcam.formats.dicom_report:structured_report",
@@ -133,8 +133,8 @@ WRITERS: dict[str, str] = {
     "dicom-ko": "medcam.formats.dicom_key_objects:key_objects",
     "slicer": "medcam.formats.slicer:write_scene",
     "slicer-script": "medcam.formats.slicer_script:write_script",
-    "png": "medcam.formats.picture:write_png",
     "html": "medcam.report:write_html",
+    "png": "medcam.formats.picture:write_png",
 }
 # What refuses an image that a format cannot be written for, or its options, before anything is computed: a function of the `Volume`, and by
 # name of those options and of the threshold that it asks for.
