@@ -12,7 +12,7 @@ DICOM PS3.3 C.7.6.16 (functional groups), C.7.6.17 (dimensions), C.7.6.2 (Image 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
@@ -25,12 +25,15 @@ from medcam.errors import OutputError
 from medcam.formats import dicom_slices
 from medcam.formats.dicom_derived import keeps_places, source_image
 from medcam.formats.dicom_files import said
+from medcam.formats.dicom_plane import numbers
 from medcam.formats.dicom_slices import LPS_FROM_RAS, picture_header, picture_slices
 from medcam.geometry import Grid
 from medcam.volume import Heatmap, Source, Volume
 
 # Rows and columns of a frame are perpendicular; what DICOM's 16 characters can hold is far below these.
 _COSINES = 1e-4
+# What is nearer than this is the same place; slices may lie further off the regular grid, and are then put on it.
+_SAME_MM = 0.01
 _DECIMALS = 6
 
 
@@ -92,6 +95,36 @@ def stack_of(grid: Grid) -> Stack:
     order = range(count) if step > 0 else range(count - 1, -1, -1)
     lean = float(np.linalg.norm(lps[:, 2] - step * normal)) * (count - 1)
     return Stack(directions, (float(lengths[1]), float(lengths[0])), positions, abs(step), lean, tuple(order))
+
+
+def stack_as_stored(heatmap: Heatmap) -> Stack:
+    """Return where the slices of a heatmap lie, in the very numbers of its source where these differ by no more than rounding.
+
+    Cornerstone (OHIF) compares direction cosines digit by digit.
+
+    Raises
+    ------
+    OutputError
+        As `stack_of`.
+    """
+    stack, source = stack_of(heatmap.grid), heatmap.source
+    headers = {k: picture_header(source, k) for k in range(heatmap.grid.shape[2])} if keeps_places(heatmap) else {}
+    positions = stack.positions_mm.copy()
+    directions, spacing = stack.directions, np.array(stack.spacing_mm)
+    for k, header in headers.items():
+        if header is not None:
+            positions[k] = _rounded(numbers(header, "ImagePositionPatient", 3), positions[k], _SAME_MM)
+            directions = _rounded(numbers(header, "ImageOrientationPatient", 6), directions, _COSINES)
+            spacing = _rounded(numbers(header, "PixelSpacing", 2), spacing, _SAME_MM * spacing.min())
+    down, across = (float(length) for length in spacing)
+    return replace(stack, directions=directions, spacing_mm=(down, across), positions_mm=positions)
+
+
+def _rounded(theirs: np.ndarray | None, ours: np.ndarray, tolerance: float) -> np.ndarray:
+    """Return what the source says, in our shape, if it is what we say up to rounding."""
+    if theirs is None or np.abs(theirs - ours.ravel()).max() > tolerance:
+        return ours
+    return theirs.reshape(ours.shape)
 
 
 def refuse_other_place(heatmap: Heatmap, volume: Volume) -> None:

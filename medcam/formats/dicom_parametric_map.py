@@ -33,7 +33,7 @@ from medcam.formats.dicom_derived import (
     source_instances,
 )
 from medcam.formats.dicom_files import said
-from medcam.formats.dicom_frames import Picture, add_frames, decimals, refuse_other_place, stack_of
+from medcam.formats.dicom_frames import Picture, add_frames, decimals, refuse_other_place, stack_as_stored, stack_of
 from medcam.formats.dicom_patient import own_text
 from medcam.formats.exporting import Export
 from medcam.volume import Heatmap, Volume
@@ -115,7 +115,7 @@ def parametric_map_dataset(export: Export, *, unseen: float | int | None = None)
     heatmap = export.heatmap
     check_parametric_map(export.volume)
     refuse_other_place(heatmap, export.volume)
-    headers, stack = source_instances(heatmap.source), stack_of(heatmap.grid)
+    headers, stack = source_instances(heatmap.source), stack_as_stored(heatmap)
     dataset = derived_image(
         heatmap, instance=_instance(heatmap, unseen), modality="OT", number=_SERIES_NUMBER, when=export.when, kind="map"
     )

@@ -42,7 +42,7 @@ from medcam.formats.dicom_derived import (
     source_instances,
 )
 from medcam.formats.dicom_files import said
-from medcam.formats.dicom_frames import Picture, add_frames, refuse_other_place, stack_of
+from medcam.formats.dicom_frames import Picture, add_frames, refuse_other_place, stack_as_stored, stack_of
 from medcam.formats.dicom_patient import own_text
 from medcam.formats.exporting import Export
 from medcam.options import between, one_of
@@ -180,7 +180,7 @@ def segmentation_dataset(
     refuse_other_place(heatmap, export.volume)
     if no_region(heatmap):
         return None
-    stack = stack_of(heatmap.grid) if heatmap.source.placed else None
+    stack = stack_as_stored(heatmap) if heatmap.source.placed else None
     order = stack.order if stack else range(heatmap.grid.shape[2])
     dataset = derived_image(
         heatmap,

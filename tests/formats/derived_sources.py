@@ -30,8 +30,9 @@ RECIPE = Recipe(
     preprocessing=("Orientation(RAS)", "Läsion"), inputs=("cd" * 32,),
 )  # fmt: skip
 WHEN = datetime(2024, 5, 6, 23, 30, 15, tzinfo=timezone.utc)
-# A multiple of 8 pixels a slice: GDCM (SimpleITK) and dcm2niix misread one-bit frames that begin within a byte.
-SHAPE = (20, 14, 6)
+# A multiple of 16 pixels a slice: GDCM (SimpleITK) and dcm2niix misread one-bit frames that begin within a byte, Cornerstone an odd number
+# of bytes.
+SHAPE = (20, 16, 6)
 LPS_FROM_RAS = np.array((-1.0, -1.0, 1.0))
 # What a scanner fills in, so that the only complaints left are about medcam's own work.
 COMPLETE = {

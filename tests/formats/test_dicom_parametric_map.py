@@ -42,6 +42,7 @@ from medcam.formats.dicom_parametric_map import (
     parametric_map_dataset,
     parametric_map_instance,
 )
+from medcam.formats.dicom_slices import picture_header
 from medcam.formats.exporting import Export
 from medcam.geometry import Grid
 from medcam.volume import Source, Volume
@@ -153,6 +154,36 @@ def test_frames_lie_with_the_normal_and_hold_the_heatmap_bit_for_bit(case: str, 
         np.testing.assert_array_equal(
             stored[n].view(np.uint32), relevance[:, :, round(index[2])].T.astype("<f4").view(np.uint32)
         )
+
+
+@pytest.mark.parametrize("case", ["an oblique MR", "a sagittal MR", "an enhanced MR"])
+def test_places_are_the_sources_own_numbers_digit_by_digit(case: str, tmp_path: Path) -> None:
+    # Cornerstone takes a map for oblique to its source if a direction cosine differs in the last digit.
+    volume = volume_of(case, tmp_path / "source")
+    dataset = pydicom.dcmread(written(export_of(volume, tmp_path)))
+    shared = dataset.SharedFunctionalGroupsSequence[0]
+    headers = [picture_header(volume.source, k) for k in range(6)]
+    assert headers[0] is not None
+    assert shared.PlaneOrientationSequence[0].ImageOrientationPatient == headers[0].get("ImageOrientationPatient")
+    assert shared.PixelMeasuresSequence[0].PixelSpacing == headers[0].get("PixelSpacing")
+    for header, item in zip(headers, dataset.PerFrameFunctionalGroupsSequence, strict=True):
+        assert header is not None
+        assert item.PlanePositionSequence[0].ImagePositionPatient == header.get("ImagePositionPatient")
+
+
+def test_slices_that_drift_are_put_on_the_regular_grid_that_readers_take_for_granted(tmp_path: Path) -> None:
+    drift = {1: 0.014, 2: 0.028, 3: 0.014, 4: 0.004}
+    positions = {k: [-90, -110.5, -40 + 3 * k + drift.get(k, 0)] for k in range(6)}
+    volume = series(
+        tmp_path / "source", "axial", slice_tags=lambda k: {"ImagePositionPatient": positions[k]}, allow_gaps=True
+    )
+    dataset = pydicom.dcmread(written(export_of(volume, tmp_path)))
+    places = [
+        item.PlanePositionSequence[0].ImagePositionPatient[2] for item in dataset.PerFrameFunctionalGroupsSequence
+    ]
+    assert places == pytest.approx([-40, -37, -34, -31, -27.996, -25], abs=1e-6)
+    found = by_dcmqi("paramap2itkimage", tmp_path / "map_pm.dcm", tmp_path / "out")
+    assert SimpleITK.ReadImage(str(found / "pmap.nrrd")).GetSpacing()[2] == pytest.approx(3, abs=0.005)
 
 
 def test_what_was_not_looked_at_is_not_a_number_or_what_was_asked_for(tmp_path: Path) -> None:

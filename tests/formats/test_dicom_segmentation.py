@@ -283,7 +283,7 @@ def kind_of_map(volume: Any) -> np.ndarray:
 def test_tiles_of_a_mosaic_are_not_said_to_keep_their_places(tmp_path: Path) -> None:
     volume = volume_of("an oblique MR", tmp_path / "source")
     mosaic = volume.source.instances[0]
-    mosaic.Columns, mosaic.Rows, mosaic.ImageType = 60, 28, ["ORIGINAL", "PRIMARY", "M", "MOSAIC"]
+    mosaic.Columns, mosaic.Rows, mosaic.ImageType = 60, 32, ["ORIGINAL", "PRIMARY", "M", "MOSAIC"]
     source = replace(volume.source, instances=(mosaic,), slices=(Frame(0),) * 6)
     dataset, _ = stored(written(export_of(replace(volume, source=source), tmp_path)))
     (reference,) = dataset.PerFrameFunctionalGroupsSequence[0].DerivationImageSequence[0].SourceImageSequence
@@ -351,7 +351,7 @@ def test_one_voxel_on_the_border_is_a_region(tmp_path: Path) -> None:
     export = export_of(volume, tmp_path, relevance)
     assert no_region(export.heatmap) == ""
     dataset, frames = stored(written(export))
-    assert np.argwhere(frames).tolist() == [[0, 13, 19]]
+    assert np.argwhere(frames).tolist() == [[0, 15, 19]]
     place = dataset.PerFrameFunctionalGroupsSequence[0].PlanePositionSequence[0].ImagePositionPatient
     assert np.array(place) * (-1, -1, 1) == pytest.approx(volume.grid.world_mm(np.array([0, 0, 5])), abs=1e-5)
 
