@@ -98,7 +98,7 @@ def test_compressed_pixels_are_the_same_to_every_decoder(
 
 
 def test_frames_too_small_for_a_compression_are_refused_with_what_to_do(tmp_path: Path) -> None:
-    with pytest.raises(OutputError, match=r"20 x 14 pixels are too small for jpeg-2000.*choose rle"):
+    with pytest.raises(OutputError, match=r"20 x 16 pixels are too small for jpeg-2000.*choose rle"):
         written(made_series(tmp_path / "series"), tmp_path, {"compress": "jpeg-2000"})
     assert not (tmp_path / "out_sc.dcm").exists()
 
