@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import medcam
-from medcam.commands import demo, doctor, explain, export, formats, inspect, methods, send
+from medcam.commands import demo, doctor, explain, export, formats, inspect, methods, send, validate
 from medcam.commands.parsing import EXIT_CODES, Parser
 from medcam.errors import MedcamError, UsageError
 
@@ -26,6 +26,7 @@ COMMANDS = {
     "methods": methods,
     "formats": formats,
     "inspect": inspect,
+    "validate": validate,
     "send": send,
     "demo": demo,
     "doctor": doctor,

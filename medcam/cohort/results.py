@@ -89,6 +89,8 @@ class CaseResult:
         How the heatmap was made.
     notes
         What the reader of the numbers must know, in sentences.
+    cell_mm
+        The longest side of a cell of the heatmap's layer; NaN where it is not known.
     heatmap, page
         Files of this case: the heatmap (stored or given), and its page once one is written.
     seconds
@@ -109,6 +111,7 @@ class CaseResult:
     decision: str = "unknown"
     recipe: Recipe | None = None
     notes: tuple[str, ...] = ()
+    cell_mm: float = float("nan")
     heatmap: Path | None = field(default=None, repr=False)
     page: Path | None = field(default=None, repr=False)
     seconds: float = 0.0

@@ -1,0 +1,231 @@
+"""One case's run: from its files to its numbers and its verdict. A case that fails is a value."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from jaxtyping import Bool
+
+from medcam.cohort.asked import Asked
+from medcam.cohort.reading import Domain, Truth, domain_of, heatmap_of, image_on, read_images, truth_of
+from medcam.cohort.results import CaseResult, Entry
+from medcam.errors import InputError, MedcamError
+from medcam.formats import read_mask, write
+from medcam.geometry import Grid
+from medcam.validate.heatmaps import measure_heatmap
+from medcam.validate.localization import lesion_on
+from medcam.validate.measures import CaseMeasures, Measure, Settings
+from medcam.validate.measuring import baseline_maps
+from medcam.validate.protocols import protocol
+from medcam.validate.strata import decisions
+from medcam.validate.verdict import of_case
+from medcam.volume import Heatmap, Volume
+
+if TYPE_CHECKING:
+    from medcam.models import Model
+
+# Baselines are measured as the heatmap is, but for chance, which does not depend on the map.
+_NO_CHANCE = 0
+
+
+@dataclass(frozen=True, eq=False)
+class _Scene:
+    """What was read and made of one case."""
+
+    volumes: tuple[Volume, ...]
+    heatmap: Heatmap
+    truth: Truth
+    domain: Domain
+    lesion: Bool[np.ndarray, "i j k"]
+    file: Path | None
+    ready: Any = None
+
+    @property
+    def input_grid(self) -> Grid | None:
+        return None if self.ready is None else self.ready.grid
+
+
+def judged(entry: Entry, asked: Asked, *, model: Model | None, out: Path | None) -> CaseResult:
+    """Return what came of one case; why, where nothing did.
+
+    Parameters
+    ----------
+    model
+        Makes the heatmap if the table names none; with it, the network is tried too.
+    out
+        Where a heatmap that was made is stored; None to store none.
+    """
+    start = time.perf_counter()
+    try:
+        result = judge(entry, asked, model=model, out=out)
+    except MedcamError as error:
+        result = CaseResult(entry, error=str(error))
+    except MemoryError:
+        result = CaseResult(entry, error="it takes more memory than there is")
+    except Exception as error:  # noqa: BLE001  one case's defect is no reason to lose the others
+        first = (str(error).strip().splitlines() or [""])[0]
+        result = CaseResult(
+            entry, error=f"unexpected {type(error).__name__}: {first}; this is a defect in medcam, report it"
+        )
+    return replace(result, seconds=time.perf_counter() - start)
+
+
+def judge(entry: Entry, asked: Asked, *, model: Model | None, out: Path | None) -> CaseResult:
+    """Return what came of one case, as `judged` does.
+
+    Raises
+    ------
+    MedcamError
+        If it cannot be done.
+    """
+    return _numbers(entry, asked, _scene(entry, asked, model, out), model)
+
+
+def _scene(entry: Entry, asked: Asked, model: Model | None, out: Path | None) -> _Scene:
+    volumes = read_images(entry, allow_gaps=asked.allow_gaps)
+    file: Path | None
+    if entry.heatmap is not None:
+        heatmap, image = heatmap_of(entry.heatmap, volumes[0] if volumes else None)
+        volumes, file = ((image, *volumes[1:]) if image is not None else ()), entry.heatmap
+    else:
+        heatmap, file = _made(entry, asked, model, volumes, out)
+    shown = volumes[0] if volumes else Volume(heatmap.relevance, heatmap.grid, "relevance", heatmap.source)
+    truth = truth_of(entry, shown, drawn_on=asked.drawn_on)
+    organ = None if entry.organ is None else read_mask(entry.organ, like=shown)
+    domain = domain_of(heatmap, volumes[0] if volumes else None, organ, truth)
+    ready = None
+    if model is not None and volumes and _is_of(heatmap, model):
+        from medcam.cohort.trying import prepared
+
+        ready = prepared(model, volumes)
+    return _Scene(volumes, heatmap, truth, domain, lesion_on(heatmap, truth.mask), file, ready)
+
+
+def _made(
+    entry: Entry, asked: Asked, model: Model | None, volumes: tuple[Volume, ...], out: Path | None
+) -> tuple[Heatmap, Path | None]:
+    """Return the heatmap that the network gives of the images, and the file it was stored in."""
+    if model is None or not volumes:
+        raise InputError("there is no heatmap, and none can be made without a model and an image")
+    from medcam.pipeline import explain
+
+    how: dict[str, Any] = {**asked.explaining, "target": asked.explaining.get("target") or entry.target or None}
+    heatmap = explain(volumes, model, **how)
+    if out is None:
+        return heatmap, None
+    files = write(heatmap, volumes[0], out, formats="nifti", label=case_label(entry))
+    return heatmap, next(path for path in files if path.name.endswith(f"{case_label(entry)}.nii.gz"))
+
+
+def case_label(entry: Entry) -> str:
+    """Return how the names of a case's files begin: by its line, for its name may tell who it is."""
+    return f"case_{entry.line:04d}"
+
+
+def _is_of(heatmap: Heatmap, model: Model) -> bool:
+    """Tell whether a heatmap was made by this network; a heatmap that does not say so is no one's."""
+    return bool(heatmap.recipe.model) and heatmap.recipe.model_sha256 == model.sha256
+
+
+def _numbers(entry: Entry, asked: Asked, scene: _Scene, model: Model | None) -> CaseResult:
+    heatmap = scene.heatmap
+    measures = _measured(scene, heatmap, asked.settings, scene.input_grid, entry)
+    baselines, notes = _baselines(entry, asked, scene, model)
+    trials: Mapping[str, Measure] = {}
+    if model is not None and scene.ready is not None:
+        from medcam.cohort.trying import tried
+
+        trials, more = tried(model, _as_seen(scene), asked)
+        notes = (*notes, *more)
+    truth = entry.truth if entry.truth is not None else int(bool(scene.lesion.any()))
+    protocols, odd = _by_protocols(asked, scene)
+    side = _cell_mm(scene)
+    return CaseResult(
+        entry,
+        measures=measures,
+        baselines=baselines,
+        trials=trials,
+        protocols=protocols,
+        verdict=of_case(measures.numbers, {name: each.numbers for name, each in baselines.items()}, trials, side),
+        target=heatmap.target or entry.target,
+        score=heatmap.score,
+        probability=heatmap.probability,
+        truth=truth,
+        decision=decisions([truth], [heatmap.probability], threshold=asked.decision_threshold)[0],
+        recipe=heatmap.recipe,
+        notes=tuple(dict.fromkeys((*_disagreements(entry, scene), *scene.domain.notes, *notes, *odd, *heatmap.notes))),
+        cell_mm=side,
+        heatmap=scene.file,
+    )
+
+
+def _cell_mm(scene: _Scene) -> float:
+    """Return the longest side of a cell of the heatmap's layer, in mm; NaN where it is not known."""
+    recipe, grid = scene.heatmap.recipe, scene.input_grid
+    if grid is None and not recipe.preprocessing:
+        grid = scene.heatmap.grid
+    if grid is None or not recipe.stride or not scene.heatmap.source.spaced:
+        return float("nan")
+    return float(max(step * mm for step, mm in zip(recipe.stride, grid.spacing_mm, strict=False)))
+
+
+def _measured(scene: _Scene, map_: Heatmap, settings: Settings, input_grid: Grid | None, entry: Entry) -> CaseMeasures:
+    return measure_heatmap(
+        map_, scene.truth.mask, organ=scene.domain.mask, input_grid=input_grid, boxes=scene.truth.boxes,
+        settings=settings, case=entry.case, patient=entry.patient,
+    )  # fmt: skip
+
+
+def _baselines(
+    entry: Entry, asked: Asked, scene: _Scene, model: Model | None
+) -> tuple[dict[str, CaseMeasures], tuple[str, ...]]:
+    """Return what maps score that know nothing of the network, and the heatmaps of networks that know nothing."""
+    heatmap = scene.heatmap
+    if not scene.volumes:
+        return {}, ("Brightness, edges and centre were not compared with: they need the image.",)
+    image = image_on(heatmap, scene.volumes[0])
+    inside = ~np.isnan(heatmap.relevance)
+    if scene.domain.mask is not None:
+        inside &= lesion_on(heatmap, scene.domain.mask)
+    maps = baseline_maps(image.voxels, inside, spacing_mm=heatmap.grid.spacing_mm)
+    made = {name: replace(heatmap, relevance=values) for name, values in maps.items()}
+    notes: tuple[str, ...] = ()
+    if model is not None and scene.ready is not None and asked.random_networks:
+        from medcam.cohort.trying import random_heatmaps
+
+        random, notes = random_heatmaps(model, _as_seen(scene), asked)
+        made |= random
+    plain = replace(asked.settings, draws=_NO_CHANCE)
+    return {name: _measured(scene, each, plain, scene.input_grid, entry) for name, each in made.items()}, notes
+
+
+def _as_seen(scene: _Scene) -> Any:
+    from medcam.cohort.trying import Case
+
+    domain = None if scene.domain.mask is None else lesion_on(scene.heatmap, scene.domain.mask)
+    return Case(scene.volumes, scene.ready, scene.heatmap, scene.lesion, domain)
+
+
+def _by_protocols(asked: Asked, scene: _Scene) -> tuple[dict[str, Any], tuple[str, ...]]:
+    found: dict[str, Any] = {}
+    notes = []
+    for name in asked.protocols:
+        try:
+            found[name] = protocol(name).case(scene.heatmap.relevance, scene.lesion)
+        except MedcamError as error:
+            notes.append(f"The protocol {name} does not count this case: {error}.")
+    return found, tuple(notes)
+
+
+def _disagreements(entry: Entry, scene: _Scene) -> tuple[str, ...]:
+    """Say where the table's truth and the mask contradict each other."""
+    if entry.truth == 0 and scene.lesion.any():
+        return ("The table says that there is no lesion, and the mask shows one.",)
+    if entry.truth == 1 and not scene.lesion.any():
+        return ("The table says that there is a lesion, and the mask is empty.",)
+    return ()

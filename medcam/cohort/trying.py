@@ -1,0 +1,164 @@
+"""What only the network itself can tell: whether it uses the lesion, and what networks that know nothing show."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float32
+
+from medcam.cohort.asked import Asked
+from medcam.errors import MedcamError
+from medcam.geometry import Grid, resample
+from medcam.models import Model
+from medcam.occupancy import occupancy
+from medcam.pipeline import explain
+from medcam.prepare import Prepared, prepare
+from medcam.trials.deletion import deletion_and_insertion
+from medcam.trials.lesion_use import LesionUse, lesion_use
+from medcam.trials.randomizing import randomized, stages
+from medcam.trials.scoring import on_trial
+from medcam.validate.measures import Measure
+from medcam.volume import Heatmap, Volume
+
+# Of an input voxel, from which it belongs to the lesion.
+_HALF = 0.5
+_CONTROL = "blob"
+
+
+@dataclass(frozen=True, eq=False)
+class Case:
+    """A case as the network sees it: images and what was prepared of them, the heatmap, and on its grid the lesion and the domain."""
+
+    volumes: tuple[Volume, ...]
+    ready: Prepared
+    heatmap: Heatmap
+    lesion: Bool[np.ndarray, "i j k"]
+    domain: Bool[np.ndarray, "i j k"] | None
+
+    @property
+    def spacing_mm(self) -> tuple[float, ...]:
+        """Of the input's voxels, one for each of its axes."""
+        return self.ready.grid.spacing_mm[: self.ready.tensor.ndim - 1]
+
+    @property
+    def target(self) -> str | int | None:
+        """The class that the heatmap explains, which another network must be asked for too."""
+        words = re.search(r"class (\d+)\)?", self.heatmap.target)
+        return int(words[1]) if words else None
+
+
+def prepared(model: Model, volumes: Sequence[Volume]) -> Prepared:
+    """Return what the network sees of the images, and where it lies."""
+    dims = model.spatial_dims or (3 if volumes[0].grid.shape[2] > 1 else 2)
+    return prepare(volumes, model.preprocessing, spatial_dims=dims)
+
+
+def random_heatmaps(model: Model, case: Case, asked: Asked) -> tuple[dict[str, Heatmap], tuple[str, ...]]:
+    """Return heatmaps of networks whose weights were all drawn anew, by name, and notes on those that could not be made."""
+    made: dict[str, Heatmap] = {}
+    notes: list[str] = []
+    inputs = case.ready.tensor.unsqueeze(0)
+    given = asked.explaining.get("target") or case.target
+    how: dict[str, Any] = {**asked.explaining, "target": given}
+    for seed in range(1, asked.random_networks + 1):
+        try:
+            dtype = next((p.dtype for p in model.network.parameters() if p.is_floating_point()), torch.float32)
+            whole = stages(model.network, inputs.to(_device(model), dtype), most=1)
+            for _, network in randomized(model.network, whole, order="bottom-up", seed=seed):
+                made[f"random-weights-{seed}"] = explain(case.volumes, replace(model, network=network), **how)
+        except MedcamError as error:
+            notes.append(f"There is no heatmap of random weights (seed {seed}): {error}.")
+            break
+    return made, tuple(notes)
+
+
+def tried(model: Model, case: Case, asked: Asked) -> tuple[dict[str, Measure], tuple[str, ...]]:
+    """Return numbers of the lesion's use and of faithfulness by name, and notes on what could not be tried."""
+    if not case.lesion.any() or not (asked.lesion_draws or asked.faithfulness):
+        return {}, ()
+    if case.heatmap.recipe.windows and _beyond(case.ready, case.heatmap.recipe.windows):
+        return {}, ("Whether the network uses the lesion was not tried: it sees the volume in windows.",)
+    lesion = _on_input(case.lesion, case.heatmap.grid, case.ready.grid)
+    domain = None if case.domain is None else _on_input(case.domain, case.heatmap.grid, case.ready.grid) | lesion
+    inputs = case.ready.tensor.unsqueeze(0).to(_device(model))
+    dtype = next((p.dtype for p in model.network.parameters() if p.is_floating_point()), torch.float32)
+    about: dict[str, Any] = {
+        "target": asked.explaining.get("target") or case.target,
+        "activation": asked.explaining.get("activation"),
+        "output": asked.explaining.get("output"),
+        "class_names": model.class_names,
+        "seed": asked.explaining.get("seed", 0),
+    }
+    inside = None if domain is None else _tensor(domain, case.ready)
+    numbers: dict[str, Measure] = {}
+    try:
+        with on_trial(model.network, inputs.to(dtype), **about) as study:
+            if asked.lesion_draws:
+                uses = lesion_use(
+                    study, _tensor(lesion, case.ready), domain=inside, spacing_mm=case.spacing_mm, draws=asked.lesion_draws
+                )  # fmt: skip
+                numbers |= _of_uses(uses)
+            if asked.faithfulness:
+                map_ = resample(case.heatmap.relevance, case.heatmap.grid, case.ready.grid)
+                numbers |= _of_removal(study, _tensor(map_, case.ready), inside, case.spacing_mm)
+    except MedcamError as error:
+        return numbers, (f"The network could not be tried: {error}.",)
+    return numbers, ()
+
+
+def _of_uses(uses: Sequence[LesionUse]) -> dict[str, Measure]:
+    numbers: dict[str, Measure] = {}
+    for use in uses:
+        span = abs(float(use.clean[0] - use.nothing[0]))
+        excess = float(use.excess[0])
+        few = "the lesion fits at no other place of the body"
+        numbers[f"lesion_necessity@{use.fill}"] = Measure(float(use.necessity[0]), "score")
+        numbers[f"lesion_excess@{use.fill}"] = Measure(excess, "score", few)
+        share = excess / span if span > 0 else float("nan")
+        numbers[f"lesion_span@{use.fill}"] = Measure(span, "score")
+        numbers[f"lesion_share@{use.fill}"] = Measure(share, "", "the score does not depend on the body")
+        numbers[f"lesion_p@{use.fill}"] = Measure(float(use.chance[0]), "", few)
+    numbers["lesion_sufficiency"] = Measure(float(uses[0].sufficiency[0]), "", "the score does not depend on the body")
+    numbers["score_without_body"] = Measure(float(uses[0].nothing[0]), "score")
+    return {name: replace(number, why=number.why if np.isnan(number.value) else "") for name, number in numbers.items()}
+
+
+def _of_removal(
+    study: Any, map_: torch.Tensor, domain: torch.Tensor | None, spacing_mm: Sequence[float]
+) -> dict[str, Measure]:
+    numbers = {}
+    for found in deletion_and_insertion(study, map_, domain=domain, spacing_mm=spacing_mm, controls=(_CONTROL,)):
+        numbers[f"deletion@{found.fill}"] = Measure(float(found.deletion.area[0]), "score")
+        numbers[f"insertion@{found.fill}"] = Measure(float(found.insertion.area[0]), "score")
+        numbers[f"deletion_gain@{found.fill}"] = Measure(float(found.deletion_gain(_CONTROL)[0]), "score")
+        numbers[f"insertion_gain@{found.fill}"] = Measure(float(found.insertion_gain(_CONTROL)[0]), "score")
+    return numbers
+
+
+def _beyond(ready: Prepared, windows: Mapping[str, Any]) -> bool:
+    """Tell whether an input is larger than the windows in which the network sees it."""
+    sides = ready.tensor.shape[1:]
+    window = windows.get("roi_size", sides)
+    window = [window] * len(sides) if isinstance(window, int) else list(window)
+    return any(0 < size < n for size, n in zip(window, sides, strict=True))
+
+
+def _on_input(mask: Bool[np.ndarray, "i j k"], grid: Grid, onto: Grid) -> Bool[np.ndarray, "x y z"]:
+    """Return a mask on the network's input; of one smaller than a voxel the voxel that holds most of it."""
+    share = occupancy(mask, grid, onto)
+    inside: np.ndarray = share >= _HALF
+    return inside if inside.any() or not share.any() else share >= share.max()
+
+
+def _tensor(array: Bool[np.ndarray, "x y z"] | Float32[np.ndarray, "x y z"], ready: Prepared) -> torch.Tensor:
+    flat = array[:, :, 0] if ready.tensor.ndim == 3 else array
+    return torch.from_numpy(np.ascontiguousarray(flat)).unsqueeze(0)
+
+
+def _device(model: Model) -> torch.device:
+    return next((tensor.device for tensor in model.network.parameters()), torch.device("cpu"))
