@@ -7,7 +7,13 @@ from pathlib import Path
 
 from medcam.commands import Result, Say
 from medcam.commands.findings import against, explained, reported
-from medcam.commands.images import add_identity, read_image, without_identity
+from medcam.commands.images import (
+    add_identity,
+    explained_without_identity,
+    hides_identity,
+    read_image,
+    without_identity,
+)
 from medcam.commands.lesions import add_lesion, lay_lesion, read_lesion
 from medcam.commands.parsing import Commands, command
 from medcam.errors import UsageError
@@ -60,11 +66,13 @@ def run(options: Namespace, say: Say) -> Result:
     say("reading the image")
     image = read_image(options, options.source)
     say("reading the heatmap")
-    heatmap, image = read_heatmap(path, image)
+    clean = explained_without_identity(options, image, sidecar)
+    heatmap, image = read_heatmap(path, image if clean is None else clean)
     check_formats(options.formats, image, threshold=threshold)
     lesion = lay_lesion(options, heatmap, read_lesion(options, image))
     folder = path.parent if options.out is None else Path(options.out)
-    heatmap, image, lesion = without_identity(options, heatmap, image, lesion)
+    if clean is None:
+        heatmap, image, lesion = without_identity(options, heatmap, image, lesion)
     say(f"writing {options.formats}")
     measures = against(heatmap, lesion)
     files = write(
@@ -73,7 +81,8 @@ def run(options: Namespace, say: Say) -> Result:
         folder,
         formats=options.formats,
         threshold=threshold,
-        label=label_of(path),
+        # The stored name holds a part of the image's own digest.
+        label=None if clean is None and hides_identity(options) else label_of(path),
         lesion=lesion,
         measures=reported(measures),
     )

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from argparse import ArgumentParser, Namespace
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from medcam.volume import Heatmap, Volume
@@ -33,11 +34,28 @@ def add_identity(parser: ArgumentParser) -> None:
     )
 
 
+def hides_identity(options: Namespace) -> bool:
+    """Tell whether results shall know no patient."""
+    return bool(options.deidentify or options.deidentify_key)
+
+
+def explained_without_identity(options: Namespace, image: Volume, sidecar: Mapping[str, Any]) -> Volume | None:
+    """Return the image without its patient if a stored heatmap was made of it so, with the same secret; else None."""
+    if not options.deidentify_key:
+        return None
+    from medcam.formats.deidentify import deidentified, read_secret
+
+    clean = deidentified(image, read_secret(Path(options.deidentify_key)))
+    recipe = sidecar.get("recipe")
+    inputs = recipe.get("inputs") if isinstance(recipe, dict) else None
+    return clean if inputs and inputs[0] == clean.source.sha256 else None
+
+
 def without_identity(
     options: Namespace, heatmap: Heatmap, image: Volume, lesion: Volume | None
 ) -> tuple[Heatmap, Volume, Volume | None]:
     """Return heatmap, image and lesion (on the heatmap's grid), without the patient where that is asked for."""
-    if not (options.deidentify or options.deidentify_key):
+    if not hides_identity(options):
         return heatmap, image, lesion
     from dataclasses import replace
 

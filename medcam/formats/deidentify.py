@@ -116,7 +116,8 @@ def deidentified_heatmap(heatmap: Heatmap, volume: Volume, secret: bytes) -> Hea
     """Return a heatmap that was made before its source was de-identified, on the source that `deidentified` returned."""
     inputs = tuple(_digest(each, secret) for each in heatmap.recipe.inputs)
     grid = Grid(heatmap.grid.shape, heatmap.grid.affine, volume.grid.frame_of_reference)
-    return replace(heatmap, source=volume.source, grid=grid, recipe=replace(heatmap.recipe, inputs=inputs))
+    notes = (*heatmap.notes, *(note for note in volume.source.notes if note not in heatmap.source.notes))
+    return replace(heatmap, source=volume.source, grid=grid, recipe=replace(heatmap.recipe, inputs=inputs), notes=notes)
 
 
 def moment(source: Source) -> datetime:
