@@ -325,24 +325,55 @@ def test_no_repr_tells_of_the_patient(source: Path) -> None:
     assert set(CHECKS) <= set(WRITERS)
 
 
-def test_de_identified_results_tell_of_the_patient_nowhere_at_all(source: Path, tmp_path: Path) -> None:
-    from formats.made_sources import heatmap
-    from medcam.formats import write
-    from medcam.formats.deidentify import deidentified, new_secret
-
+def traces(folder: Path, source: Path) -> dict[str, set[str]]:
+    """What leads back to the patient or to the original files: identity, UIDs, dates, digests."""
     volume = read(source)
-    clean = deidentified(volume, new_secret())
-    files = write(heatmap(clean), clean, tmp_path / "out", formats=all_formats(), threshold=0.4)
-    originals = [str(header.get(keyword)) for header in volume.source.instances for keyword in UIDS]
-    assert len(files) > len(WRITERS)
-    for path in files:
-        content = path.read_bytes()
-        assert found_in(content) == set(), path.name
-        assert found_in(path.name) == set()
-        parts = list(layers(content))
-        assert not [uid for uid in originals if any(uid.encode() in part for part in parts)], path.name
-        assert not any(volume.source.sha256.encode() in part for part in parts), path.name
-        assert volume.source.sha256[:6] not in path.name
+    known = {str(header.get(keyword)) for header in volume.source.instances for keyword in UIDS}
+    known |= {volume.source.sha256, "20240102"}
+    told = {}
+    for path in sorted(folder.iterdir()):
+        parts = list(layers(path.read_bytes()))
+        found = found_in(path.read_bytes()) | {each for each in known if any(each.encode() in part for part in parts)}
+        if volume.source.sha256[:6] in path.name:
+            found.add(path.name)
+        if found:
+            told[path.name] = found
+    return told
+
+
+def test_de_identified_results_tell_of_the_patient_nowhere_at_all(
+    source: Path, tmp_path: Path, run: Callable[..., tuple[int, str]]
+) -> None:
+    key = tmp_path / "key"
+    told, hidden = tmp_path / "told", tmp_path / "hidden"
+    assert run("explain", source, *MODEL, "--formats", "nifti", "--out", told)[0] == 0
+    assert traces(told, source) != {}
+    code, said = run(
+        "explain", source, *MODEL, "--formats", all_formats(), "--out", hidden, "--deidentify-key", key, "--deidentify"
+    )
+    assert code == 0, said
+    assert found_in(said) == set()
+    assert len(list(hidden.iterdir())) > len(WRITERS)
+    assert traces(hidden, source) == {}
+
+    # Of a heatmap that was stored with its digest, and of one that was stored without.
+    (open_one,), (hidden_one,) = told.glob("*gradcam.nii.gz"), hidden.glob("*gradcam.nii.gz")
+    objects = ("--source", source, "--formats", "dicom-sc,dicom-seg,nifti")
+    assert run("export", open_one, *objects, "--out", tmp_path / "a", "--deidentify-key", key)[0] == 0
+    assert run("export", hidden_one, *objects, "--out", tmp_path / "b", "--deidentify-key", key)[0] == 0
+    assert run("export", open_one, *objects, "--out", tmp_path / "c", "--deidentify")[0] == 0
+    assert all(traces(tmp_path / folder, source) == {} for folder in "abc")
+    uids = {
+        folder: {str(pydicom.dcmread(path).SOPInstanceUID) for path in (tmp_path / folder).glob("*.dcm")}
+        for folder in "abc"
+    }
+    first = {str(pydicom.dcmread(path).SOPInstanceUID) for path in hidden.glob("*.dcm")}
+    assert uids["a"] == uids["b"] <= first
+    assert not uids["c"] & first
+    # Without the key, nothing leads from the hidden one to its image.
+    code, said = run("export", hidden_one, *objects, "--out", tmp_path / "d", "--deidentify")
+    assert code == 4
+    assert "another image" in said
 
 
 UIDS = ("SOPInstanceUID", "StudyInstanceUID", "SeriesInstanceUID", "FrameOfReferenceUID")
