@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from formats.dicom_phantom import GEOMETRIES, stored_values, write_series
+from formats.dicom_phantom import GEOMETRIES, MARKERS, stored_values, write_series
 from medcam.cli import main
 from pacs import servers
 from pacs.servers import Certificates, Orthanc, free_port, make_certificates
@@ -80,8 +80,9 @@ def test_the_commands_of_the_how_to_do_what_it_says(
         assert words[0] == "medcam"
         assert main(words[1:]) == 0, f"{line}: {capsys.readouterr().err}"
         said.append(capsys.readouterr().out)
-    explained, planned, sent, skipped, again, web, tls, status, resumed, promised = said
+    explained, planned, sent, skipped, again, web, tls, status, resumed, promised, hidden, published = said
     assert explained
+    assert hidden
     count = int(planned.split("planned")[-2].split()[-1])
     assert count >= 1
     assert f"{count} sent" in sent
@@ -91,7 +92,13 @@ def test_the_commands_of_the_how_to_do_what_it_says(
     assert "nothing waits" in resumed
     assert f"{count} committed" in promised
     assert "not DICOM, not sent" in sent
-    assert len(plain.get("/instances")) == len(secure.get("/instances")) == count
+    assert f"{count} sent" in published
+    assert len(secure.get("/instances")) == count
+    assert len(plain.get("/instances")) == 2 * count
+    names = [plain.get(f"/patients/{each}")["MainDicomTags"]["PatientName"] for each in plain.get("/patients")]
+    assert len(names) == 2
+    assert MARKERS[0] in names
+    assert (tmp_path / "study.key").stat().st_mode & 0o077 == 0
     assert (tmp_path / "state" / "medcam" / "spool" / "queue.sqlite3").exists()
 
 
