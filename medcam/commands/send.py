@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from argparse import Namespace
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -84,7 +85,8 @@ def run(options: Namespace, say: Say) -> Result:
         )
         return _resume(spool, options, patience, say) if options.resume else _send(spool, options, patience, say)
     except ModuleNotFoundError as error:
-        raise UsageError(f"sending needs the package {error.name}: pip install 'medcam-xai[pacs]'") from error
+        package = str(error.name).partition(".")[0].replace("_", "-")
+        raise UsageError(f"sending needs the package {package}: pip install 'medcam-xai[pacs]'") from error
 
 
 def _send(spool: Spool, options: Namespace, patience: Patience, say: Say) -> Result:
@@ -167,7 +169,8 @@ def _listed(peers: Sequence[Peer]) -> str:
 
 
 def _peer(options: Namespace) -> Peer:
-    from medcam.pacs.peers import Node, Peer, TlsFiles, aet, destination
+    from medcam.pacs.peers import Node, Peer, TlsFiles, Web, aet, destination, tls_context
+    from medcam.pacs.stow import credentials
 
     if not options.to:
         raise UsageError("--to is missing: dicom://AET@host:port, or the address of a DICOMweb service")
@@ -182,6 +185,10 @@ def _peer(options: Namespace) -> Peer:
         raise UsageError("--commit is for DICOM nodes; a DICOMweb service's answer says already what it keeps")
     elif files.name:
         raise UsageError("--tls-name is for DICOM nodes; a DICOMweb service is named by its address")
+    # What cannot be used is refused before anything is queued.
+    tls_context(files)
+    if isinstance(to, Web):
+        credentials(os.environ, to)
     return Peer(
         to,
         calling=aet(options.calling or "MEDCAM"),

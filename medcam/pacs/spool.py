@@ -15,7 +15,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import final
 
-from medcam.errors import OutputError, UsageError
+from medcam.errors import OutputError
 from medcam.pacs.instances import Instance
 from medcam.pacs.peers import Peer, peer_from_json
 from medcam.whole_file import whole_file
@@ -258,23 +258,10 @@ class Spool:
 
 
 def default_folder() -> Path:
-    """Return where the queue lies unless the user says otherwise: among the user's own state.
+    """Return where the queue lies unless the user says otherwise: among the user's own state."""
+    from platformdirs import user_state_path
 
-    Raises
-    ------
-    UsageError
-        If the packages of `medcam send` are not installed.
-    """
-    try:
-        from platformdirs import user_state_path
-    except ModuleNotFoundError as error:
-        raise missing_packages(error) from error
     return Path(user_state_path("medcam", appauthor=False)) / "spool"
-
-
-def missing_packages(error: ModuleNotFoundError) -> UsageError:
-    """Return what to tell a user who lacks the packages of this room."""
-    return UsageError(f"sending needs the package {error.name}: pip install 'medcam-xai[pacs]'")
 
 
 def _now() -> str:
