@@ -14,10 +14,10 @@ import numpy as np
 import pydicom
 from jaxtyping import Float32
 
-from medcam.formats import dicom_pixels
+from medcam.formats import dicom_decoding, dicom_pixels
+from medcam.formats.dicom_decoding import Pixels
 from medcam.formats.dicom_files import naming, read_dataset
 from medcam.formats.dicom_pictures import Instance, Picture
-from medcam.formats.dicom_pixels import Pixels
 
 # Applies a function to each of many things.
 Mapper = Callable[[Callable[..., Any], Iterable[Any]], Iterable[Any]]
@@ -72,7 +72,7 @@ def digest_of(picture: Picture) -> bytes:
     """
     _, dataset = read_dataset(picture.instance.file)
     with naming(picture.instance.file):
-        values = dicom_pixels.real_world(dicom_pixels.open_pixels(dataset), picture.header, picture.frame)
+        values = dicom_pixels.real_world(dicom_decoding.open_pixels(dataset), picture.header, picture.frame)
         return hashlib.sha256(_cut(values, picture).tobytes()).digest()
 
 
@@ -98,7 +98,7 @@ def _read_instance(wanted: Sequence[_Wanted], voxels: Float32[np.ndarray, "k j i
 
     for _ in mapped(decode, frames.values()):
         pass
-    for keyword in dicom_pixels.PIXEL_KEYWORDS:
+    for keyword in dicom_decoding.PIXEL_KEYWORDS:
         if keyword in instance.header:
             del instance.header[keyword]
     return digest
@@ -109,19 +109,19 @@ def _open(instance: Instance) -> tuple[bytes, Pixels]:
     if instance.pixels_at is None:
         content, dataset = read_dataset(instance.file)
         with naming(instance.file):
-            return hashlib.sha256(content).digest(), dicom_pixels.open_pixels(dataset)
+            return hashlib.sha256(content).digest(), dicom_decoding.open_pixels(dataset)
     with naming(instance.file):
         with instance.file.open() as stream:
             content = stream.read()
         digest = hashlib.sha256(content).digest()
-        plain = dicom_pixels.plain_pixels(content, instance.header, instance.pixels_at)
+        plain = dicom_decoding.plain_pixels(content, instance.header, instance.pixels_at)
         if plain is not None:
             return digest, plain
         implicit, little = instance.header.original_encoding
         rest = io.BytesIO(content)
         rest.seek(instance.pixels_at)
         instance.header.update(pydicom.filereader.read_dataset(rest, bool(implicit), bool(little)))
-        return digest, dicom_pixels.open_pixels(instance.header)
+        return digest, dicom_decoding.open_pixels(instance.header)
 
 
 def _cut(values: Float32[np.ndarray, "j i"], picture: Picture) -> Float32[np.ndarray, "y x"]:

@@ -12,7 +12,7 @@ from pydicom.uid import JPEG2000Lossless, JPEGLSLossless, RLELossless
 
 from formats.dicom_phantom import GEOMETRIES, stored_values, write_film, write_series
 from medcam.errors import GeometryError, InputError
-from medcam.formats import dicom_pixels
+from medcam.formats import dicom_decoding
 from medcam.formats.dicom import read_dicom
 
 AFFINE = GEOMETRIES["oblique"]
@@ -180,12 +180,12 @@ def test_a_missing_decoder_is_named_with_what_to_install(
     dataset = pydicom.dcmread(path)
     dataset.file_meta.TransferSyntaxUID = pydicom.uid.UID(syntax)
     dataset.save_as(path)
-    find = dicom_pixels.get_decoder
+    find = dicom_decoding.get_decoder
 
     class Bare:
         available_plugins = ()
 
-    monkeypatch.setattr(dicom_pixels, "get_decoder", lambda uid: find(uid) and Bare)
+    monkeypatch.setattr(dicom_decoding, "get_decoder", lambda uid: find(uid) and Bare)
     with pytest.raises(InputError, match=f"^film.dcm is compressed as {pydicom.uid.UID(syntax).name[:12]}") as caught:
         read_dicom(path)
     assert wheel in str(caught.value)
