@@ -17,6 +17,7 @@ from medcam.cohort.results import CaseResult, Entry
 from medcam.errors import InputError, MedcamError
 from medcam.formats import read_mask, write
 from medcam.geometry import Grid
+from medcam.validate.baselines import bright_spots
 from medcam.validate.heatmaps import measure_heatmap
 from medcam.validate.localization import lesion_on
 from medcam.validate.measures import CaseMeasures, Measure, Settings
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
 
 # Baselines are measured as the heatmap is, but for chance, which does not depend on the map.
 _NO_CHANCE = 0
+_SPOTS = 64
 
 
 @dataclass(frozen=True, eq=False)
@@ -192,7 +194,9 @@ def _baselines(
     inside = ~np.isnan(heatmap.relevance)
     if scene.domain.mask is not None:
         inside &= lesion_on(heatmap, scene.domain.mask)
-    maps = baseline_maps(image.voxels, inside, spacing_mm=heatmap.grid.spacing_mm)
+    spacing = heatmap.grid.spacing_mm
+    maps = baseline_maps(image.voxels, inside, spacing_mm=spacing)
+    maps["bright-spots"] = bright_spots(image.voxels, inside, spacing_mm=spacing, width_mm=_width_mm(scene))
     made = {name: replace(heatmap, relevance=values) for name, values in maps.items()}
     notes: tuple[str, ...] = ()
     if model is not None and scene.ready is not None and asked.random_networks:
@@ -202,6 +206,14 @@ def _baselines(
         made |= random
     plain = replace(asked.settings, draws=_NO_CHANCE)
     return {name: _measured(scene, each, plain, scene.input_grid, entry) for name, each in made.items()}, notes
+
+
+def _width_mm(scene: _Scene) -> float:
+    """Return how wide the spots are that the heatmap is compared with: half a cell, at least a 64th of the image."""
+    shape, spacing = scene.heatmap.grid.shape, scene.heatmap.grid.spacing_mm
+    least = max(n * mm for n, mm in zip(shape, spacing, strict=True)) / _SPOTS
+    half = _cell_mm(scene) / 2
+    return max(half, least) if half == half else least
 
 
 def _as_seen(scene: _Scene) -> Any:

@@ -15,7 +15,7 @@ from medcam.formats.annotations import is_annotation, read_annotation
 from medcam.formats.stored import label_of, read_heatmap, read_heatmap_alone
 from medcam.geometry import Grid, resample
 from medcam.recipe import Recipe
-from medcam.validate.body import body, fit
+from medcam.validate.body import body, fit, mirrored
 from medcam.validate.localization import lesion_on
 from medcam.volume import Heatmap, Volume
 
@@ -124,14 +124,23 @@ def domain_of(heatmap: Heatmap, image: Volume | None, organ: Volume | None, trut
     """
     lesion = lesion_on(heatmap, truth.mask)
     notes = [note for note in (_moved(truth.mask.grid, heatmap.grid),) if note]
+    along = [f"from {_ALONG.get(_side(code), 'side to side')}" for code in heatmap.grid.axis_codes]
     seen = None if image is None else _body_on(heatmap, image)
+    if (
+        image is not None
+        and truth.boxes is None
+        and (axis := mirrored(image_on(heatmap, image).voxels, lesion)) is not None
+    ):
+        notes.append(
+            f"The lesion mask fits nothing that is seen, but would if it were mirrored {along[axis]}: see that it is not."
+        )
     if seen is not None and lesion.any():
         how = fit(lesion, seen)
         if how.elsewhere:
             raise GeometryError(
                 f"{how.outside:.0%} of the lesion mask lies outside the body: it was shifted or mirrored, or belongs to another image"
             )
-        doubt = how.doubt([f"from {_ALONG.get(_side(code), 'side to side')}" for code in heatmap.grid.axis_codes])
+        doubt = how.doubt(along)
         notes += [_sentence(doubt)] if doubt else []
         if organ is None and how.outside > _LOST:
             notes.append(

@@ -236,13 +236,14 @@ def _case_lines(case: CaseResult) -> list[str]:
     lines += [f"         {sentence}" for sentence in case.verdict.because]
     lines += [f"missing  {sentence}" for sentence in case.verdict.missing]
     heads = [*case.baselines]
-    lines.append("".join([f"{'':30}{'heatmap':>12}{'chance':>10}", *(f"{head:>18}" for head in heads)]))
+    lines.append("".join([f"{'':32}{'heatmap':>10}{'chance':>10}", *(f"{head:>18}" for head in heads)]))
     for name in _SHOWN:
         if name not in numbers:
             continue
         own = numbers[name]
         chance = numbers.get(f"{name}_moved") or numbers.get(f"{name}_uniform")
-        row = f"{name:30}{_shown(own.value):>9} {own.unit[:2]:2}{'' if chance is None else _shown(chance.value):>10}"
+        unit = f" ({own.unit})" if own.unit else ""
+        row = f"{name + unit:32}{_shown(own.value):>10}{'' if chance is None else _shown(chance.value):>10}"
         beside = [case.baselines[head].numbers.get(name) for head in heads]
         lines.append(row + "".join(f"{'' if each is None else _shown(each.value):>18}" for each in beside))
     whys = dict.fromkeys(f"{name}: {numbers[name].why}" for name in _SHOWN if name in numbers and numbers[name].why)

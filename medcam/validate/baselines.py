@@ -47,6 +47,31 @@ def brightness(image: Num[np.ndarray, "i j k"], domain: Bool[np.ndarray, "i j k"
     return np.where(domain, values - (low if np.isfinite(low) else 0), np.float32(np.nan))
 
 
+def bright_spots(
+    image: Num[np.ndarray, "i j k"],
+    domain: Bool[np.ndarray, "i j k"],
+    *,
+    spacing_mm: tuple[float, float, float],
+    width_mm: float,
+) -> Float32[np.ndarray, "i j k"]:
+    """Return the image's brightness smoothed over the domain, as smooth as a map of coarse cells: the simplest detector of lesions.
+
+    Single bright voxels and thin rims spoil the brightness itself; a map that is not clearly better than this one has seen bright spots.
+
+    Parameters
+    ----------
+    width_mm
+        The Gaussian's standard deviation, such as half a cell of the map's layer.
+    """
+    values = np.where(domain, brightness(image, domain), np.float32(0))
+    sigma = [width_mm / mm if n > 1 else 0.0 for mm, n in zip(spacing_mm, values.shape, strict=True)]
+    smooth = ndimage.gaussian_filter(values, sigma, mode="constant")
+    # What lies outside the domain is not dark, but unknown.
+    weight = ndimage.gaussian_filter(domain.astype(np.float32), sigma, mode="constant")
+    spots: np.ndarray = np.where(domain, smooth / np.maximum(weight, np.float32(1e-6)), np.float32(np.nan))
+    return spots
+
+
 def edges(
     image: Num[np.ndarray, "i j k"], domain: Bool[np.ndarray, "i j k"], *, spacing_mm: tuple[float, float, float]
 ) -> Float32[np.ndarray, "i j k"]:

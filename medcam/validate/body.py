@@ -8,6 +8,9 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Bool, Num
 from scipy import ndimage
+from scipy.stats import rankdata
+
+from medcam.validate.scene import around
 
 # Between air and fat in CT.
 _BODY_HU = -300.0
@@ -17,6 +20,8 @@ _DARK = 0.5
 _AIR = 0.7
 # A mask that lies outside the body to this share is none of its lesions, and one that does to the lesser share is doubtful.
 ELSEWHERE, DOUBTFUL = 0.9, 0.2
+# How many voxels of a lesion's surroundings it is held against, and how well brightness parts the two where a mask fits, and where not.
+_RIM, _FITS, _FITS_NOTHING = 3, 0.75, 0.65
 
 
 def body(image: Num[np.ndarray, "i j k"], *, unit: str = "a.u.") -> Bool[np.ndarray, "i j k"] | None:
@@ -107,3 +112,29 @@ def fit(mask: Bool[np.ndarray, "i j k"], inside: Bool[np.ndarray, "i j k"]) -> F
 
     flips = tuple(outside(np.flip(mask, axis)) for axis in range(3))
     return Fit(outside(mask), (flips[0], flips[1], flips[2]))
+
+
+def contrast(image: Num[np.ndarray, "i j k"], mask: Bool[np.ndarray, "i j k"]) -> float:
+    """Return how well brightness parts a mask from what surrounds it, 0.5 (not at all) to 1; NaN for an empty mask or no surroundings."""
+    box = around(mask, tuple(_RIM if n > 1 else 0 for n in mask.shape))
+    if box is None:
+        return float("nan")
+    lesion, values = mask[box], np.asarray(image[box], np.float64)
+    rim = (
+        ndimage.binary_dilation(lesion, np.ones((3, 3, 3 if mask.shape[2] > 1 else 1), bool), iterations=_RIM) & ~lesion
+    )
+    if not rim.any():
+        return float("nan")
+    inside, outside = values[lesion], values[rim]
+    ranks = rankdata(np.concatenate([inside, outside]))[: len(inside)]
+    area = (ranks.sum() - len(inside) * (len(inside) + 1) / 2) / (len(inside) * len(outside))
+    return float(0.5 + abs(area - 0.5))
+
+
+def mirrored(image: Num[np.ndarray, "i j k"], mask: Bool[np.ndarray, "i j k"]) -> int | None:
+    """Return the axis along which a mask seems to be mirrored: there it fits what is seen, as it is it fits nothing; else None."""
+    if not contrast(image, mask) <= _FITS_NOTHING:
+        return None
+    found = [contrast(image, np.flip(mask, axis)) if mask.shape[axis] > 1 else 0.5 for axis in range(3)]
+    best = int(np.argmax(found))
+    return best if found[best] >= _FITS else None

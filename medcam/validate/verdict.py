@@ -33,6 +33,8 @@ FINE = 0.3
 REACHED = 0.5
 # A hit under ties, from which the peak lies in the lesion rather than not.
 HIT = 0.5
+# Of what the best map that knows nothing leaves, a map must gain so much to be better in a single case.
+GAIN = 0.1
 # With fewer patients than this an interval says nothing, and the cohort cannot be told.
 FEWEST = 5
 
@@ -118,7 +120,7 @@ def _use(trials: Mapping[str, Measure]) -> tuple[bool | None, str]:
     if not known:
         return None, ""
     ps = {fill: _of(trials, f"lesion_p@{fill}") for fill in known}
-    words = "; ".join(f"{share:.0%} if filled by {fill} (p {ps[fill]:.2f})" for fill, share in known.items())
+    words = "; ".join(f"{share:.0%} if filled by {fill} (p {ps[fill]:.2g})" for fill, share in known.items())
     words = f"Of what the score owes to the body, this hangs on the lesion: {words}."
     if all(share >= USED and ps[fill] <= CHANCE for fill, share in known.items()):
         return True, words
@@ -133,7 +135,7 @@ def _place(numbers: Mapping[str, Measure]) -> tuple[bool | None, str]:
     reached, precision = _of(numbers, "average_precision_of_ceiling"), _of(numbers, "average_precision")
     words = f"Average precision {precision:.2f}"
     words += f", {reached:.0%} of what the layer's cells allow" if reached == reached else ""
-    words += f", by chance {_of(numbers, 'average_precision_uniform'):.2f} (p {p:.2f})" if p == p else ""
+    words += f", by chance {_of(numbers, 'average_precision_uniform'):.2g} (p {p:.2g})" if p == p else ""
     away = _of(numbers, "peak_distance")
     words += "; the peak lies in the lesion." if hit >= HIT else f"; the peak lies {away:.0f} mm from the lesion."
     if p != p:
@@ -153,7 +155,7 @@ def _beats(
     if not others:
         return False, "It was compared with no baseline.", (_IMAGE,)
     best = max(others, key=lambda name: others[name])
-    beaten = own > others[best]
+    beaten = own - others[best] >= GAIN * (1 - others[best])
     words = f"{best.replace('-', ' ').capitalize()} alone reaches {others[best]:.2f}."
     return beaten, words, ()
 
