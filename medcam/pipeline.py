@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 import medcam
-from medcam.engine import Relevance, relevance
+from medcam.engine import Relevance, relevance, relevances
 from medcam.engine.asked import AnyTarget
 from medcam.engine.combining import augmented_relevance, fused, fused_relevance
 from medcam.engine.methods import method_named
@@ -91,14 +91,87 @@ def explain(
     ModelError
         If the model cannot be loaded or does not accept the prepared image.
     """
+    case = _case(volume, model, [method], window, overlap, exact, preprocessing, device)
+    asked = {
+        "target": target, "method": method, "score": score, "activation": activation, "output": output,
+        "class_names": case.model.class_names, "seed": seed, "progress": progress,
+    }  # fmt: skip
+    found = _ask(case.model.network, case.inputs, layer, fuse, flips, case.windows, exact, asked)
+    return _told(found, case, activation, exact)
+
+
+def explain_all(
+    volume: Volume | Sequence[Volume],
+    model: Model | nn.Module | str,
+    *,
+    methods: Sequence[str] = ("grad-cam",),
+    layers: Sequence[str | None] = (None,),
+    target: AnyTarget = None,
+    score: str = "logit",
+    activation: str | None = None,
+    output: str | int | None = None,
+    window: int | Sequence[int] | None = None,
+    overlap: float | Sequence[float] | None = None,
+    exact: bool = False,
+    seed: int = 0,
+    preprocessing: Callable[[Any], Any] | None = None,
+    device: str = "cpu",
+    progress: Callable[[int, int], object] | None = None,
+) -> tuple[Heatmap, ...]:
+    """Explain a network's score of one case by every method at every layer, in this order, from one preparation and few passes.
+
+    A method that looks at the input alone answers once, not for each layer. Each heatmap is what `explain` gives of its method and layer;
+    parameters and errors that are not named here are those of `explain`.
+
+    Parameters
+    ----------
+    methods, layers
+        As `medcam.relevances` takes them; None is the default layer.
+    """
+    case = _case(volume, model, methods, window, overlap, exact, preprocessing, device)
+    asked: dict[str, Any] = {
+        "methods": methods, "layers": layers, "targets": [target], "score": score, "activation": activation, "output": output,
+        "class_names": case.model.class_names, "seed": seed, "progress": progress,
+    }  # fmt: skip
+    if case.windows is None:
+        found: Sequence[Relevance] = relevances(case.model.network, case.inputs, **asked)
+    else:
+        found = windowed_relevances(case.model.network, case.inputs, case.windows, exact=exact, **asked).relevances
+    return tuple(_told(one, case, activation, exact) for one in found)
+
+
+@dataclass(frozen=True, eq=False)
+class _Case:
+    """A case, ready for the network; `raw` if the network sees the image's values as they are stored."""
+
+    model: Model
+    volumes: tuple[Volume, ...]
+    ready: Prepared
+    inputs: torch.Tensor
+    windows: Windows | None
+    device: str
+    raw: bool
+
+
+def _case(
+    volume: Volume | Sequence[Volume],
+    model: Model | nn.Module | str,
+    methods: Sequence[str],
+    window: int | Sequence[int] | None,
+    overlap: float | Sequence[float] | None,
+    exact: bool,
+    preprocessing: Callable[[Any], Any] | None,
+    device: str,
+) -> _Case:
     loaded = _loaded(model, device)
     volumes = tuple(volume) if isinstance(volume, (list, tuple)) else (volume,)
     if not volumes or not all(isinstance(each, Volume) for each in volumes):
         raise UsageError("explain takes what medcam.read gives, one volume or one for each channel")
-    if not loaded.layers_open and method_named(method).looks_at_layer:
+    closed = [name for name in methods if not loaded.layers_open and method_named(name).looks_at_layer]
+    if closed:
         raise UsageError(
-            f"{method} needs the activation of a layer, which a TorchScript file does not give; occlusion and rise look at the input alone "
-            "and serve it. Or save the network with torch.export (.pt2), or as a state dict with its factory, instead"
+            f"{closed[0]} needs the activation of a layer, which a TorchScript file does not give; occlusion and rise look at the input "
+            "alone and serve it. Or save the network with torch.export (.pt2), or as a state dict with its factory, instead"
         )
     chain = loaded.preprocessing if preprocessing is None else preprocessing
     dims = loaded.spatial_dims or (3 if volumes[0].grid.shape[2] > 1 else 2)
@@ -108,21 +181,23 @@ def explain(
     dtype = next((p.dtype for p in loaded.network.parameters() if p.is_floating_point()), torch.float32)
     inputs = ready.tensor.unsqueeze(0).to(dtype)
     windows = _windows(loaded, window, overlap, exact)
-    asked = {
-        "target": target, "method": method, "score": score, "activation": activation, "output": output,
-        "class_names": loaded.class_names, "seed": seed, "progress": progress,
-    }  # fmt: skip
-    found = _ask(loaded.network, inputs if windows else inputs.to(device), layer, fuse, flips, windows, exact, asked)
-    notes = [*volumes[0].source.notes, *loaded.notes, *ready.notes]
-    if chain is None:
+    return _Case(loaded, volumes, ready, inputs if windows else inputs.to(device), windows, device, chain is None)
+
+
+def _told(found: Relevance, case: _Case, activation: str | None, exact: bool) -> Heatmap:
+    """Return an answer in its place, with all that its reader must know."""
+    names = case.model.class_names
+    notes = [*case.volumes[0].source.notes, *case.model.notes, *case.ready.notes]
+    if case.raw:
         notes.append("No preprocessing was given, so the network saw the image's values as they are stored.")
-    notes.extend(_with_names(found.notes[0], found.classes, loaded.class_names))
-    heatmap = _place(found, ready, volumes, loaded, activation, tuple(dict.fromkeys(map(_sentence, notes))))
-    if windows is None:
+    notes.extend(_with_names(found.notes[0], found.classes, names))
+    sentences = tuple(dict.fromkeys(map(_sentence, notes)))
+    heatmap = _place(found, case.ready, case.volumes, case.model, activation, sentences)
+    if case.windows is None:
         return heatmap
     # Maps of windows are put together on the CPU, wherever the network runs.
-    recipe = replace(heatmap.recipe, windows={**windows.settings(), "exact": exact}, device=torch.device(device).type)
-    return replace(heatmap, recipe=recipe)
+    settings = {**case.windows.settings(), "exact": exact}
+    return replace(heatmap, recipe=replace(heatmap.recipe, windows=settings, device=torch.device(case.device).type))
 
 
 def _ask(
