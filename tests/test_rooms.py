@@ -33,7 +33,8 @@ MAY_KNOW = {
     "engine": {"options"},
     "trials": {"engine", "options", "validate"},
     "models": {"samples", "lesion_net"},
-    "cohort": {"occupancy", 
+    "cohort": {
+        "occupancy",
         *("geometry", "volume", "recipe", "options", "whole_file", "formats"),
         *("engine", "models", "prepare", "pipeline", "validate", "trials"),
     },
