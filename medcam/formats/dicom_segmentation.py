@@ -7,13 +7,12 @@ It is written with pydicom: highdicom's class refers to one multi-frame source o
 
 References
 ----------
-DICOM PS3.3 A.51 (the object), A.87 (as label map), C.8.20 (Segmentation Image), C.10.7.1.1 (CIELab).
+DICOM PS3.3 A.51 (the object), A.87 (as label map), C.8.20 (Segmentation Image).
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeAlias
 
@@ -23,13 +22,7 @@ from pydicom import Dataset
 from pydicom.uid import JPEGLSLossless, RLELossless, SegmentationStorage
 
 from medcam.errors import UsageError
-from medcam.formats.dicom_algorithm import (
-    VISUAL_EXPLANATION,
-    algorithm_identification,
-    algorithm_name,
-    explanation,
-)
-from medcam.formats.dicom_body_part import add_body_part, anatomic_region
+from medcam.formats.dicom_body_part import add_body_part
 from medcam.formats.dicom_code import code
 from medcam.formats.dicom_derived import (
     Instance,
@@ -44,9 +37,9 @@ from medcam.formats.dicom_derived import (
 from medcam.formats.dicom_files import said
 from medcam.formats.dicom_frames import Picture, add_frames, refuse_other_place, stack_as_stored, stack_of
 from medcam.formats.dicom_patient import own_text
+from medcam.formats.dicom_segment_words import WHOLE, Wanted, background, segment
 from medcam.formats.exporting import Export
 from medcam.options import between, one_of
-from medcam.render import COLOURS
 from medcam.volume import Heatmap, Volume
 
 # Label Map Segmentation Storage, younger than pydicom's table.
@@ -55,26 +48,10 @@ _SERIES_NUMBER = 9002
 _KINDS = ("binary", "fractional", "labelmap")
 # With pydicom's names of the encoders: GDCM's, which it would take first for RLE, ends the process at odd numbers of pixels.
 _SYNTAXES = {"rle": (RLELossless, "pydicom"), "jpeg-ls": (JPEGLSLossless, "pyjpegls")}
-# The stored value of the largest relevance.
-_WHOLE = 255
 _MOST_SEGMENTS = 255
 
 # One fraction of the maximum or several; the export's own if None.
 Thresholds: TypeAlias = Sequence[float | int] | float | int | None
-
-
-@dataclass(frozen=True)
-class _Wanted:
-    """The options of a segmentation, checked: fractions in rising order."""
-
-    kind: str
-    fractions: tuple[float, ...]
-    compress: str | None
-
-    @property
-    def role(self) -> str:
-        """What the object is, for its UIDs. Compression changes no pixel, so it is none of it."""
-        return f"{self.kind} segmentation from {', '.join(f'{fraction:g}' for fraction in self.fractions)}"
 
 
 def check_segmentation(
@@ -226,16 +203,16 @@ def _add_content(dataset: Dataset, heatmap: Heatmap, *, placed: bool) -> None:
     dataset.LossyImageCompression = dataset.get("LossyImageCompression") or "00"
 
 
-def _add_segments(dataset: Dataset, heatmap: Heatmap, wanted: _Wanted) -> None:
+def _add_segments(dataset: Dataset, heatmap: Heatmap, wanted: Wanted) -> None:
     dataset.SegmentationType = wanted.kind.upper()
     dataset.SegmentsOverlap = "YES" if wanted.kind == "binary" and len(wanted.fractions) > 1 else "NO"
     dataset.SegmentSequence = [
-        *([_background(dataset)] if wanted.kind == "labelmap" else []),
-        *(_segment(dataset, heatmap, wanted, n) for n in range(len(wanted.fractions) or 1)),
+        *([background(dataset)] if wanted.kind == "labelmap" else []),
+        *(segment(dataset, heatmap, wanted, n) for n in range(len(wanted.fractions) or 1)),
     ]
 
 
-def _wanted(threshold: float, thresholds: Thresholds, kind: str, compress: str | None) -> _Wanted:
+def _wanted(threshold: float, thresholds: Thresholds, kind: str, compress: str | None) -> Wanted:
     one_of("kind", kind, _KINDS)
     if compress is not None:
         one_of("compress", compress, tuple(_SYNTAXES))
@@ -247,7 +224,7 @@ def _wanted(threshold: float, thresholds: Thresholds, kind: str, compress: str |
     if kind == "fractional":
         if thresholds is not None:
             raise UsageError("a fractional segmentation holds the whole range of relevance and takes no thresholds")
-        return _Wanted(kind, (), compress)
+        return Wanted(kind, (), compress)
     if thresholds is None:
         given: Sequence[float | int] = (threshold,)
     else:
@@ -258,77 +235,15 @@ def _wanted(threshold: float, thresholds: Thresholds, kind: str, compress: str |
     fractions = tuple(sorted({float(fraction) for fraction in given}))
     if not 0 < len(fractions) <= _MOST_SEGMENTS:
         raise UsageError(f"a segmentation has between 1 and {_MOST_SEGMENTS} thresholds, not {len(fractions)}")
-    return _Wanted(kind, fractions, compress)
+    return Wanted(kind, fractions, compress)
 
 
-def _instance(heatmap: Heatmap, wanted: _Wanted) -> Instance:
+def _instance(heatmap: Heatmap, wanted: Wanted) -> Instance:
     sop_class = _LABEL_MAP if wanted.kind == "labelmap" else SegmentationStorage
     return derived_instance(heatmap, sop_class=sop_class, role=wanted.role)
 
 
-def _segment(dataset: Dataset, heatmap: Heatmap, wanted: _Wanted, n: int) -> Dataset:
-    """Return the description of segment n (from 0)."""
-    where = _where(wanted, n)
-    colour = wanted.fractions[n] if wanted.fractions else 1.0
-    segment = Dataset()
-    segment.SegmentNumber = n + 1
-    segment.SegmentLabel = f"{own_text(heatmap.target, dataset, 64 - 2 - len(where))}: {where}"
-    segment.SegmentDescription = own_text(_description(heatmap, wanted, where), dataset, 1024)
-    segment.SegmentAlgorithmType = "AUTOMATIC"
-    segment.SegmentAlgorithmName = own_text(algorithm_name(heatmap), dataset, 64)
-    segment.SegmentationAlgorithmIdentificationSequence = algorithm_identification(heatmap)
-    segment.SegmentedPropertyCategoryCodeSequence = [code("309825002", "SCT", "Spatial and Relational Concept")]
-    kind = code(*VISUAL_EXPLANATION)
-    if explanation(heatmap) != VISUAL_EXPLANATION:
-        kind.SegmentedPropertyTypeModifierCodeSequence = [code(*explanation(heatmap))]
-    segment.SegmentedPropertyTypeCodeSequence = [kind]
-    if region := anatomic_region(source_instances(heatmap.source)[0]):
-        segment.AnatomicRegionSequence = [region]
-    segment.TrackingID = own_text(f"{heatmap.target}: {where}", dataset, 1024)
-    segment.TrackingUID = derived_uid(heatmap, f"region, {where}")
-    segment.RecommendedDisplayCIELabValue = _cielab(colour)
-    return segment
-
-
-def _where(wanted: _Wanted, n: int) -> str:
-    """Return what segment n (from 0) holds, in few words."""
-    if not wanted.fractions:
-        return "relevance"
-    low, *higher = (f"{100 * fraction:g} %" for fraction in wanted.fractions[n:])
-    return f"relevance {low} to {higher[0]}" if higher and wanted.kind == "labelmap" else f"relevance from {low}"
-
-
-def _description(heatmap: Heatmap, wanted: _Wanted, where: str) -> str:
-    what = f"{where.capitalize()} of its maximum" if wanted.fractions else f"{_WHOLE} times relevance by its maximum"
-    return (
-        f"{what} ({heatmap.maximum:.4g}) for {heatmap.target}, by {heatmap.recipe.method} of {heatmap.recipe.model}. It shows "
-        "where a network's score came from: it outlines no lesion and is no probability of disease. Research use only."
-    )
-
-
-def _background(dataset: Dataset) -> Dataset:
-    """Return the description of the value 0 of a label map."""
-    segment = Dataset()
-    segment.SegmentNumber = 0
-    segment.SegmentLabel = "Background"
-    segment.SegmentAlgorithmType = "AUTOMATIC"
-    segment.SegmentAlgorithmName = "medcam"
-    for keyword in ("SegmentedPropertyCategoryCodeSequence", "SegmentedPropertyTypeCodeSequence"):
-        setattr(segment, keyword, [code("125040", "DCM", "Background")])
-    segment.RecommendedDisplayCIELabValue = [0, 32896, 32896]
-    return segment
-
-
-def _cielab(share: float) -> list[int]:
-    """Return the colour that the overlay gives to a share of the maximum, in DICOM's 16-bit CIELab."""
-    import matplotlib
-    from highdicom.color import CIELabColor
-
-    red, green, blue, _ = matplotlib.colormaps[COLOURS](share)
-    return [int(value) for value in CIELabColor.from_rgb(255 * red, 255 * green, 255 * blue).value]
-
-
-def _add_pixels(dataset: Dataset, heatmap: Heatmap, wanted: _Wanted, order: Sequence[int]) -> list[Picture]:
+def _add_pixels(dataset: Dataset, heatmap: Heatmap, wanted: Wanted, order: Sequence[int]) -> list[Picture]:
     """Add the pixels of all frames that are not empty, and return which those are."""
     columns, rows, _ = heatmap.grid.shape
     dataset.Rows, dataset.Columns = rows, columns
@@ -336,7 +251,7 @@ def _add_pixels(dataset: Dataset, heatmap: Heatmap, wanted: _Wanted, order: Sequ
     bits = 1 if wanted.kind == "binary" else 8
     dataset.BitsAllocated, dataset.BitsStored, dataset.HighBit = bits, bits, bits - 1
     if wanted.kind == "fractional":
-        dataset.SegmentationFractionalType, dataset.MaximumFractionalValue = "PROBABILITY", _WHOLE
+        dataset.SegmentationFractionalType, dataset.MaximumFractionalValue = "PROBABILITY", WHOLE
     if wanted.kind == "labelmap":
         dataset.add_new("PixelPaddingValue", "US", 0)
     pictures, frames = [], []
@@ -352,7 +267,7 @@ def _add_pixels(dataset: Dataset, heatmap: Heatmap, wanted: _Wanted, order: Sequ
 
 
 def _frames(
-    heatmap: Heatmap, wanted: _Wanted, order: Sequence[int]
+    heatmap: Heatmap, wanted: Wanted, order: Sequence[int]
 ) -> Iterator[tuple[Picture, UInt8[np.ndarray, "j i"]]]:
     """Yield all frames, rows downwards, segment by segment and slice by slice."""
     levels = [np.float32(fraction * heatmap.maximum) for fraction in wanted.fractions]
@@ -364,5 +279,5 @@ def _frames(
             elif wanted.kind == "labelmap":
                 yield Picture(k), np.digitize(shown, levels).astype(np.uint8)
             else:
-                share = np.rint(_WHOLE * (shown / np.float32(heatmap.maximum)).clip(0, 1))
+                share = np.rint(WHOLE * (shown / np.float32(heatmap.maximum)).clip(0, 1))
                 yield Picture(k, 1), share.astype(np.uint8)
