@@ -148,7 +148,7 @@ def parametric_map_dataset(export: Export, *, unseen: float | int | None = None)
 
 
 def _instance(heatmap: Heatmap, unseen: float | int | None) -> Instance:
-    role = _ROLE if unseen is None else f"{_ROLE}, unseen {unseen:g}"
+    role = _ROLE if unseen is None else f"{_ROLE}, unseen {float(unseen)}"
     return derived_instance(heatmap, sop_class=ParametricMapStorage, role=role)
 
 

@@ -34,7 +34,7 @@ class Wanted:
     @property
     def role(self) -> str:
         """What the object is, for its UIDs. Compression changes no pixel, so it is none of it."""
-        return f"{self.kind} segmentation from {', '.join(f'{fraction:g}' for fraction in self.fractions)}"
+        return f"{self.kind} segmentation from {', '.join(str(fraction) for fraction in self.fractions)}"
 
 
 def segment(dataset: Dataset, heatmap: Heatmap, wanted: Wanted, n: int) -> Dataset:
@@ -56,7 +56,9 @@ def segment(dataset: Dataset, heatmap: Heatmap, wanted: Wanted, n: int) -> Datas
     if region := anatomic_region(source_instances(heatmap.source)[0]):
         item.AnatomicRegionSequence = [region]
     item.TrackingID = own_text(f"{heatmap.target}: {where}", dataset, 1024)
-    item.TrackingUID = derived_uid(heatmap, f"region, {where}")
+    item.TrackingUID = derived_uid(
+        heatmap, f"{where}, {wanted.fractions[n : n + 2] if wanted.kind == 'labelmap' else colour}"
+    )
     item.RecommendedDisplayCIELabValue = _cielab(colour)
     return item
 
@@ -77,7 +79,7 @@ def _description(heatmap: Heatmap, wanted: Wanted, where: str) -> str:
     )
 
 
-def background(dataset: Dataset) -> Dataset:
+def background() -> Dataset:
     """Return the description of the value 0 of a label map."""
     item = Dataset()
     item.SegmentNumber = 0

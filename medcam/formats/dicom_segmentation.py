@@ -207,7 +207,7 @@ def _add_segments(dataset: Dataset, heatmap: Heatmap, wanted: Wanted) -> None:
     dataset.SegmentationType = wanted.kind.upper()
     dataset.SegmentsOverlap = "YES" if wanted.kind == "binary" and len(wanted.fractions) > 1 else "NO"
     dataset.SegmentSequence = [
-        *([background(dataset)] if wanted.kind == "labelmap" else []),
+        *([background()] if wanted.kind == "labelmap" else []),
         *(segment(dataset, heatmap, wanted, n) for n in range(len(wanted.fractions) or 1)),
     ]
 

@@ -367,6 +367,7 @@ def test_the_uids_are_known_before_anything_is_written_and_are_those_of_the_file
     assert len({instance.sop_instance for instance in found if instance}) == 5
     assert segmentation_instance(export, thresholds=[0.5, 0.4]) == found[2]
     assert segmentation_instance(export, thresholds=0.5) == found[0]
+    assert segmentation_instance(export, thresholds=0.50000001) not in found
 
 
 def test_with_the_clock_held_two_files_are_equal_to_the_byte(tmp_path: Path) -> None:
