@@ -25,7 +25,7 @@ MAY_KNOW = {
     "volume": {"geometry", "recipe"},
     "render": {"geometry", "volume", "recipe", "whole_file"},
     "formats": {"geometry", "volume", "recipe", "render", "whole_file", "options"},
-    "report": {"geometry", "volume", "recipe", "render", "formats", "whole_file"},
+    "report": {"geometry", "volume", "recipe", "render", "formats", "whole_file", "validate", "cohort"},
     "pacs": {"formats", "whole_file"},
     "prepare": {"geometry", "volume"},
     "validate": {"geometry", "occupancy", "volume"},
