@@ -23,13 +23,15 @@ COLUMNS = {
     "truth": ("present",),
     "series": (),
     "volume": (),
+    "split": ("fold", "part"),
+    "transform": (),
 }
 # Several images of one case, one for each channel of the network, stand in one field.
 BETWEEN_IMAGES = "|"
 _MOST_TOLD = 10
 
 
-def read_table(path: str | Path, *, with_model: bool) -> tuple[Entry, ...]:
+def read_table(path: str | Path, *, with_model: bool, with_lesions: bool = True) -> tuple[Entry, ...]:
     """Read a table of cases: CSV with commas, semicolons or tabs, UTF-8, names of columns in its first line.
 
     Files are named relative to the table's folder.
@@ -38,6 +40,8 @@ def read_table(path: str | Path, *, with_model: bool) -> tuple[Entry, ...]:
     ----------
     with_model
         Whether there is a network to make heatmaps that are missing.
+    with_lesions
+        Whether lesions are needed, so that a row without a mask must say that there is none.
 
     Raises
     ------
@@ -51,7 +55,7 @@ def read_table(path: str | Path, *, with_model: bool) -> tuple[Entry, ...]:
     entries = []
     for line, row in rows:
         try:
-            entries.append(_entry(line, row, path.parent, with_model=with_model))
+            entries.append(_entry(line, row, path.parent, with_model=with_model, with_lesions=with_lesions))
         except InputError as error:
             wrong.append(f"line {line}: {error}")
     wrong += _twice(entries)
@@ -89,7 +93,7 @@ def _rows(path: Path) -> tuple[list[str], list[tuple[int, dict[str, str]]]]:
     return named, [(line, {renamed[column]: row[column] for column in columns}) for line, row in rows]
 
 
-def _entry(line: int, row: Mapping[str, str], folder: Path, *, with_model: bool) -> Entry:
+def _entry(line: int, row: Mapping[str, str], folder: Path, *, with_model: bool, with_lesions: bool) -> Entry:
     def file(name: str, given: str) -> Path:
         found = folder / given
         if not found.exists():
@@ -108,7 +112,7 @@ def _entry(line: int, row: Mapping[str, str], folder: Path, *, with_model: bool)
     if heatmap is None and not (images and with_model):
         needed = "--model makes it of the image" if images else "it needs a heatmap, or an image and --model"
         raise InputError(f"it has no heatmap, and {needed}")
-    if mask is None and truth != 0:
+    if mask is None and truth != 0 and with_lesions:
         raise InputError("it has no mask; a case without a lesion says so by a truth of 0")
     return Entry(
         line,
@@ -123,6 +127,8 @@ def _entry(line: int, row: Mapping[str, str], folder: Path, *, with_model: bool)
         truth,
         row.get("series", ""),
         volume,
+        row.get("split", ""),
+        file("transform", row["transform"]) if row.get("transform") else None,
     )
 
 

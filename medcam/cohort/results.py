@@ -45,6 +45,10 @@ class Entry:
         1 where the finding is present, 0 where it is not, None where the table does not say: then the mask does.
     series, volume
         Which of a folder's series, and of a file's volumes, is the image; '' and None for the only one.
+    split
+        A part of the patients, such as those that choices are made on; '' if the table names none.
+    transform
+        A file that puts the case into a space shared by all, or None.
     """
 
     line: int
@@ -59,6 +63,8 @@ class Entry:
     truth: int | None = None
     series: str = ""
     volume: int | None = None
+    split: str = ""
+    transform: Path | None = field(default=None, repr=False)
 
 
 @dataclass(frozen=True, eq=False)

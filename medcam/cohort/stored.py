@@ -21,7 +21,7 @@ from medcam.validate.protocols import PROTOCOLS
 from medcam.whole_file import whole_file
 
 VERSION = 1
-_FILES = ("images", "heatmap", "mask", "organ")
+_FILES = ("images", "heatmap", "mask", "organ", "transform")
 
 
 def store_cohort(cohort: Cohort, path: Path) -> None:
@@ -94,7 +94,7 @@ def key_of(entry: Entry, asked: Asked, *, model: str, version: str) -> str:
     files = [*entry.images, *(path for path in (entry.heatmap, entry.mask, entry.organ) if path is not None)]
     sidecars = [path.with_name(path.name.partition(".")[0] + ".json") for path in (entry.heatmap,) if path is not None]
     said = {
-        "entry": to_plain(replace(entry, line=0, patient="", images=(), heatmap=None, mask=None, organ=None)),
+        "entry": to_plain(_without_files(entry)),
         "asked": {name: to_plain(value) for name, value in vars(asked).items() if name != "settings"},
         "settings": plain_settings(asked.settings),
         "files": [_digest(path) for path in (*files, *(path for path in sidecars if path.is_file()))],
@@ -103,6 +103,12 @@ def key_of(entry: Entry, asked: Asked, *, model: str, version: str) -> str:
         "version": version,
     }
     return hashlib.sha256(json.dumps(said, sort_keys=True, default=str).encode()).hexdigest()
+
+
+def _without_files(entry: Entry) -> Entry:
+    """Return an entry without its files, and without what its own result does not depend on."""
+    bare = replace(entry, line=0, patient="", split="")
+    return replace(bare, images=(), heatmap=None, mask=None, organ=None, transform=None)
 
 
 def _digest(path: Path) -> str:
