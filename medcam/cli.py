@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import medcam
-from medcam.commands import demo, doctor, explain, export, formats, inspect, methods, send, validate
+from medcam.commands import demo, doctor, explain, export, formats, inspect, methods, report, send, validate
 from medcam.commands.parsing import EXIT_CODES, Parser
 from medcam.errors import MedcamError, UsageError
 
@@ -27,6 +27,7 @@ COMMANDS = {
     "formats": formats,
     "inspect": inspect,
     "validate": validate,
+    "report": report,
     "send": send,
     "demo": demo,
     "doctor": doctor,

@@ -50,7 +50,7 @@ def checklist(cohort: Cohort) -> tuple[Item, ...]:
         Item(
             "CLAIM 28",
             "Which measures of performance were used",
-            f"primary: {words_of(cohort.primary)}; all are in summary.csv",
+            f"primary: {words_of(cohort.primary)}; all are in table.csv",
         ),
         Item("CLAIM 29", "How uncertain they are, and how that was found", _uncertainty(cohort)),
         Item("CLAIM 30", "How robust the results are", f"not among the results of this cohort; {AUTHOR}"),

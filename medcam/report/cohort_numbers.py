@@ -246,3 +246,17 @@ def ordered_by(cases: Iterable[CaseResult], measure: str) -> tuple[CaseResult, .
     """Return the cases that have a number of this measure, the best first."""
     having = [case for case in cases if not math.isnan(value_of(case, measure))]
     return tuple(sorted(having, key=lambda case: value_of(case, measure) * (1 if small_is_good(measure) else -1)))
+
+
+def extremes(cohort: Cohort) -> tuple[tuple[CaseResult, str], ...]:
+    """Return the best, the median and the worst case by the primary measure, each with words; fewer of fewer cases."""
+    ordered = ordered_by(cohort.done, cohort.primary)
+    places = {"best": 0, "median": (len(ordered) - 1) // 2, "worst": len(ordered) - 1}
+    found: dict[int, str] = {}
+    for word, n in places.items():
+        if 0 <= n < len(ordered):
+            found.setdefault(n, word)
+    return tuple(
+        (ordered[n], f"{word}, {words_of(cohort.primary)} {number(value_of(ordered[n], cohort.primary))}")
+        for n, word in sorted(found.items())
+    )

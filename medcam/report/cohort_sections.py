@@ -16,7 +16,6 @@ from medcam.report.cohort_numbers import (
     headline,
     lines,
     number,
-    ordered_by,
     p_value,
     spoken,
     trial_lines,
@@ -298,17 +297,3 @@ def _list(items: Sequence[str]) -> str:
 
 def _text(data: bytes) -> str:
     return base64.b64encode(data).decode("ascii")
-
-
-def extremes(cohort: Cohort) -> tuple[tuple[CaseResult, str], ...]:
-    """Return the best, the median and the worst case by the primary measure, each with words; fewer of fewer cases."""
-    ordered = ordered_by(cohort.done, cohort.primary)
-    places = {"best": 0, "median": (len(ordered) - 1) // 2, "worst": len(ordered) - 1}
-    found: dict[int, str] = {}
-    for word, n in places.items():
-        if 0 <= n < len(ordered):
-            found.setdefault(n, word)
-    return tuple(
-        (ordered[n], f"{word}, {words_of(cohort.primary)} {number(value_of(ordered[n], cohort.primary))}")
-        for n, word in sorted(found.items())
-    )

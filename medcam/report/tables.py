@@ -1,4 +1,4 @@
-"""Tables of a cohort for papers and spreadsheets: measures and maps, with what stands beside each number; and one row for each case."""
+"""Tables of a cohort for papers and spreadsheets: measures by map, each number with what stands beside it."""
 
 from __future__ import annotations
 
@@ -32,22 +32,20 @@ _ESCAPES = {
     "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "<": r"\textless{}", ">": r"\textgreater{}", "|": r"\textbar{}",
     '"': r"\textquotedbl{}", "²": r"\textsuperscript{2}",
 }  # fmt: skip
-# Spreadsheets compute what begins so.
-_FORMULA = ("=", "+", "-", "@", "\t", "\r")
 
 
 def write_tables(cohort: Cohort, folder: Path) -> tuple[Path, ...]:
-    """Write `summary.csv` (every measure, map and stratum), `cases.csv` (one row a case) and `summary.tex` (the few for a paper).
+    """Write `table.csv` (every measure, map and stratum, with what stands beside it) and `table.tex` (the few for a paper).
 
     Raises
     ------
     OutputError
         If a file cannot be written.
     """
-    texts = {"summary.csv": summary_csv(cohort), "cases.csv": cases_csv(cohort), "summary.tex": summary_latex(cohort)}
+    texts = {"table.csv": summary_csv(cohort), "table.tex": summary_latex(cohort)}
     for name, text in texts.items():
         with whole_file(folder / name) as temporary:
-            temporary.write_text(text, encoding="utf-8", newline="")
+            temporary.write_text(text, encoding="utf-8")
     return tuple(folder / name for name in texts)
 
 
@@ -69,37 +67,6 @@ def _summary_fields(line: Line) -> list[str]:
         interval.method, str(interval.cases), str(interval.patients), str(interval.undefined), _field(line.chance), line.chance_is,
         *map(_field, (row.effect.effect, *apart)), "yes" if row.oracle else "",
     ]  # fmt: skip
-
-
-def cases_csv(cohort: Cohort) -> str:
-    """Return one row a case: names as in the table that was measured, verdict, and every number of the heatmap; failed cases have none."""
-    names = list(dict.fromkeys(name for case in cohort.done if case.measures for name in case.measures.numbers))
-    trials = list(dict.fromkeys(name for case in cohort.done for name in case.trials))
-    head = (
-        "line",
-        "case",
-        "patient",
-        "target",
-        "truth",
-        "decision",
-        "score",
-        "probability",
-        "verdict",
-        "error",
-        "lesions_found",
-    )
-    rows = []
-    for case in cohort.cases:
-        measured = case.measures.numbers if case.measures else {}
-        found = "" if case.measures is None else str(sum(lesion.touched for lesion in case.measures.lesions))
-        rows.append([
-            str(case.entry.line), case.entry.case, case.entry.patient, case.target or case.entry.target,
-            "" if case.truth is None else str(case.truth), case.decision, _field(case.score),
-            "" if case.probability is None else _field(case.probability), case.verdict.words if case.verdict else "", case.error, found,
-            *(_field(measured[name].value) if name in measured else "" for name in names),
-            *(_field(case.trials[name].value) if name in case.trials else "" for name in trials),
-        ])  # fmt: skip
-    return _csv((*head, *names, *trials), rows)
 
 
 def summary_latex(cohort: Cohort, measures: Sequence[str] | None = None) -> str:
@@ -156,19 +123,8 @@ def _csv(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(head)
-    writer.writerows([_harmless(field) for field in row] for row in rows)
+    writer.writerows(rows)
     return text.getvalue()
-
-
-def _harmless(field: str) -> str:
-    """Return a field that no spreadsheet takes for a formula; numbers stay numbers."""
-    if not field.startswith(_FORMULA):
-        return field
-    try:
-        float(field)
-    except ValueError:
-        return "'" + field
-    return field
 
 
 def _field(value: float) -> str:
