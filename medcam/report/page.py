@@ -128,7 +128,7 @@ def _check(case: Case) -> None:
             )
 
 
-def _names(heatmaps: Sequence[Heatmap]) -> list[str]:
+def names_of(heatmaps: Sequence[Heatmap]) -> list[str]:
     """Return what tells the heatmaps apart: the method, and what else differs among them."""
     parts = [
         (each.recipe.method, each.recipe.layer, each.target, each.recipe.model, f"seed {each.recipe.seed}")
@@ -152,7 +152,7 @@ def _viewer_values(case: Case, lesion: bool) -> dict[str, object]:
     return {
         "heatmaps": [
             {"name": name, "peak_mm": None if peak is None else list(peak.world_mm)}
-            for name, peak in zip(_names(case.heatmaps), peaks, strict=True)
+            for name, peak in zip(names_of(case.heatmaps), peaks, strict=True)
         ],
         "lesion": lesion,
         "window": list(display_range(case.volume)),
@@ -190,7 +190,7 @@ def _figure(case: Case, heatmap: Heatmap) -> str:
 
 def _findings(case: Case) -> str:
     rows = []
-    for name, each in zip(_names(case.heatmaps), case.heatmaps, strict=True):
+    for name, each in zip(names_of(case.heatmaps), case.heatmaps, strict=True):
         voxel = math.prod(case.volume.grid.spacing_mm)
         count = int(each.mask(case.threshold).sum())
         size = (
@@ -218,7 +218,7 @@ def _findings(case: Case) -> str:
 def _measures(case: Case) -> str:
     if not any(case.measures):
         return ""
-    names = _names(case.heatmaps)
+    names = names_of(case.heatmaps)
     keys = list(dict.fromkeys(key for each in case.measures for key in each))
     rows = [(key, *(_shown(each.get(key)) for each in case.measures)) for key in keys]
     title = '<h2 id="measures-title">Against the lesion</h2>'
