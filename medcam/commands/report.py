@@ -13,12 +13,13 @@ from medcam.commands.parsing import Commands, command
 from medcam.errors import InputError, UsageError
 
 if TYPE_CHECKING:
+    from medcam.report import Case
     from medcam.volume import Heatmap
 
 RESULTS = "results.json"
 _EXAMPLES = """\
   medcam report results/head_gradcam.nii.gz --source head.nii.gz --lesion lesion.nii.gz --out head.html
-  medcam report results/head_gradcam.nii.gz results/head_hirescam.nii.gz --source head.nii.gz --out compared.html
+  medcam report results/head_gradcam.nii.gz results/head_hirescam.nii.gz --source head.nii.gz --figure compared
   medcam report judged
   medcam report judged --pages gallery --out for_the_paper
 
@@ -46,6 +47,17 @@ def add(commands: Commands) -> None:
     add_lesion(report, "to be outlined")
     report.add_argument(
         "--threshold", type=float, help="where colours begin, as a fraction of the maximum (default: as stored)"
+    )
+    report.add_argument(
+        "--figure",
+        metavar="PATH",
+        help="also a figure for print, a row for each heatmap, as PATH.png and PATH.pdf",
+    )
+    report.add_argument(
+        "--scale",
+        choices=["own", "shared"],
+        default="own",
+        help="of the figure: each heatmap's own maximum (default), or the largest of all",
     )
     report.add_argument(
         "--pages",
@@ -97,9 +109,32 @@ def _case(options: Namespace, paths: list[Path], say: Say) -> Result:
         shown = on
     lesion = lay_lesion(options, heatmaps[0], read_lesion(options, image))
     say(f"writing {out.name}")
-    write_case_page(Case(shown, tuple(heatmaps), threshold, lesion), out)
-    values = {"files": [str(out)], "heatmaps": len(heatmaps), "threshold": threshold}
-    return Result(values, [f"wrote   {out}"])
+    case = Case(shown, tuple(heatmaps), threshold, lesion)
+    write_case_page(case, out)
+    files = (out, *_figure(case, options))
+    values = {"files": [str(file) for file in files], "heatmaps": len(heatmaps), "threshold": threshold}
+    return Result(values, [f"wrote   {file}" for file in files])
+
+
+def _figure(case: Case, options: Namespace) -> tuple[Path, ...]:
+    if not options.figure:
+        return ()
+    from medcam.report.montages import comparison
+    from medcam.report.page import names_of
+    from medcam.report.sheet import save_figure
+
+    names = names_of(case.heatmaps)
+    maxima = [each.maximum for each in case.heatmaps if each.maximum > 0]
+    figure = comparison(
+        dict(zip(names, case.heatmaps, strict=True)),
+        case.volume,
+        lesion=case.lesion,
+        title=case.heatmaps[0].target,
+        threshold=case.threshold,
+        maximum=max(maxima) if options.scale == "shared" and maxima else None,
+    )
+    path = Path(options.figure)
+    return save_figure(figure, path.parent, path.name.removesuffix(".png").removesuffix(".pdf"))
 
 
 def _cohort(options: Namespace, paths: list[Path], say: Say) -> Result:
@@ -108,8 +143,8 @@ def _cohort(options: Namespace, paths: list[Path], say: Say) -> Result:
 
     if len(paths) > 1:
         raise UsageError("give the folder of one cohort, and nothing beside it")
-    if options.source or options.lesion or options.threshold is not None:
-        raise UsageError("--source, --lesion and --threshold are for single heatmaps; a cohort knows its own")
+    if options.source or options.lesion or options.figure or options.threshold is not None:
+        raise UsageError("--source, --lesion, --figure and --threshold are for single heatmaps; a cohort knows its own")
     folder = paths[0] if paths[0].is_dir() else paths[0].parent
     if not (folder / RESULTS).is_file():
         raise InputError(

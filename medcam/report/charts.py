@@ -75,7 +75,7 @@ def forest(groups: Sequence[Group], *, title: str, axis: str) -> Figure:
     figure, axes = sheet(title, count * _ROW + 1.0, left=2.45, right=2.4)
     y = 0.0
     for group in groups:
-        write(axes, -0.012, y, group.title, align="right", weight="bold", size=PLAIN, colour=INK)
+        write(axes, -0.035, y, group.title, align="right", weight="bold", size=PLAIN, colour=INK)
         first = y + 0.5
         for row in group.rows:
             y += 1.0
@@ -99,7 +99,7 @@ def forest(groups: Sequence[Group], *, title: str, axis: str) -> Figure:
 
 def _draw_estimate(axes: Axes, row: Estimate, y: float, unit: str) -> None:
     interval, n = row.interval, row.style % len(COLOURS)
-    write(axes, -0.012, y, row.label, align="right", size=SMALL, colour=INK)
+    write(axes, -0.035, y, row.label, align="right", size=SMALL, colour=INK)
     if not (math.isnan(interval.low) or math.isnan(interval.high)):
         (line,) = axes.plot(
             [interval.low, interval.high], [y, y], color=COLOURS[n], linewidth=1.6, solid_capstyle="butt"
@@ -256,7 +256,7 @@ def sizes_chart(
     unit
         Of the sizes: 'mL', or 'cm²' of a film.
     """
-    figure, axes = sheet(title, 3.5, left=0.75, right=2.1)
+    figure, axes = sheet(title, 3.5, left=0.75, right=2.3)
     for where, level, word in ((found, 1.05, "lesion found"), (~found, -0.05, "lesion missed")):
         colour = COLOURS[0] if level > 1 else COLOURS[1]
         (ticks,) = axes.plot(

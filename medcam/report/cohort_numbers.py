@@ -76,7 +76,7 @@ _TRIALS = (
     "lesion_p",
 )
 _HEADLINE = (
-    "hit", "mass_in_lesion", "average_precision", "dice", "lesion_recall", "peak_distance", "soft_centre_distance", "false_findings",
+    "mass_in_lesion", "average_precision", "dice", "lesion_recall", "peak_distance", "soft_centre_distance", "false_findings",
 )  # fmt: skip
 _CHANCE = ("_moved", "_uniform")
 _BESIDE = (*_CHANCE, "_p", "_z")
@@ -144,16 +144,21 @@ def main_measures(found: Sequence[Line]) -> tuple[str, ...]:
 
 
 def headline(cohort: Cohort, found: Sequence[Line]) -> tuple[str, ...]:
-    """Return the few measures that stand in a paper's table: the primary one first, overlap at the first fair threshold only."""
-    fair = next((t.name for t in cohort.settings.thresholds if not t.oracle), "")
-    wanted = [
-        name for name in main_measures(found) if name.partition("@")[2] in ("", fair) and _base(name) in _HEADLINE
+    """Return the few measures that stand in a paper's table: the primary one first, overlap at the first fair threshold only, the
+    peak near the lesion at the middle tolerance only.
+    """
+    settings = cohort.settings
+    fair = next((threshold.name for threshold in settings.thresholds if not threshold.oracle), "")
+    # Of several tolerances the middle one speaks for all.
+    near = sorted(settings.tolerances_mm)[(len(settings.tolerances_mm) - 1) // 2 :][:1]
+    wanted = {"hit", *(f"hit_within_{mm:g}mm" for mm in near)}
+    few = [
+        name
+        for name in main_measures(found)
+        if name in wanted or (name.partition("@")[2] in ("", fair) and _base(name) in _HEADLINE)
     ]
-    return tuple(
-        dict.fromkeys(
-            [*([cohort.primary] if any(line.row.measure == cohort.primary for line in found) else []), *wanted]
-        )
-    )
+    primary = [cohort.primary] if any(line.row.measure == cohort.primary for line in found) else []
+    return tuple(dict.fromkeys([*primary, *few]))
 
 
 def _base(measure: str) -> str:
@@ -198,7 +203,7 @@ def number(value: float, unit: str = "") -> str:
 
 def spoken(interval: Interval, unit: str = "") -> str:
     """Return '0.52 [0.41, 0.63]', with the unit where there is one; the number alone where there is no interval."""
-    tail = f" {unit}" if unit and not math.isnan(interval.value) else ""
+    tail = f" {unit}" if unit not in ("", "count") and not math.isnan(interval.value) else ""
     if math.isnan(interval.low) or math.isnan(interval.high):
         return number(interval.value, unit) + tail
     return f"{number(interval.value, unit)} [{number(interval.low, unit)}, {number(interval.high, unit)}]{tail}"

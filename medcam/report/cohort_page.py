@@ -12,9 +12,9 @@ from urllib.parse import quote
 
 from medcam import __version__
 from medcam.cohort.results import Cohort
+from medcam.report.case_table import case_table
 from medcam.report.cohort_numbers import counted_cohort
 from medcam.report.cohort_sections import (
-    cases_section,
     figures_section,
     gallery_section,
     making_section,
@@ -88,7 +88,7 @@ def cohort_page(view: CohortView) -> str:
         ("verdict", "Verdict", verdict_section(cohort)),
         ("numbers", "Numbers", summary_section(cohort)),
         ("figures", "Figures", figures_section((*plates(cohort), *view.more))),
-        ("cases", "Cases", cases_section(cohort, {line: _href(path) for line, path in view.links.items()})),
+        ("cases", "Cases", case_table(cohort, {line: _href(path) for line, path in view.links.items()})),
         ("gallery", "Gallery", gallery_section([(s.line, s.words, s.png) for s in view.gallery])),
         ("notes", "To know about these results", notes_section(cohort, view.notes)),
         ("making", "How it was made", making_section(cohort)),

@@ -8,7 +8,7 @@ import math
 from collections.abc import Mapping, Sequence
 from html import escape
 
-from medcam.cohort.results import HEATMAP, CaseResult, Cohort
+from medcam.cohort.results import HEATMAP, Cohort
 from medcam.report.cohort_numbers import (
     ALL,
     Line,
@@ -20,14 +20,11 @@ from medcam.report.cohort_numbers import (
     spoken,
     trial_lines,
     value_of,
-    words_of,
 )
 from medcam.report.paper import methods_paragraph
 from medcam.report.plates import Plate
 from medcam.report.sheet import svg_bytes
 from medcam.validate.verdict import KINDS
-
-FAILED = "failed"
 
 
 def verdict_section(cohort: Cohort) -> str:
@@ -153,62 +150,6 @@ def figures_section(drawn: Sequence[Plate]) -> str:
     )
 
 
-def cases_section(cohort: Cohort, links: Mapping[int, str]) -> str:
-    """Return all cases in the table's order, to be sorted and filtered where scripts run."""
-    found = lines(cohort)
-    measures = [m for m in headline(cohort, found) if any(not math.isnan(value_of(c, m)) for c in cohort.done)]
-    units = {line.row.measure: line.row.unit for line in found}
-    heads = [
-        "line",
-        "case",
-        "patient",
-        "target",
-        "decision",
-        "verdict",
-        *(words_of(m) + (f" ({units[m]})" if units[m] else "") for m in measures),
-        "why",
-    ]
-    kinds = list(dict.fromkeys(_verdict(case) for case in cohort.cases))
-    chosen = "".join(f"<option>{escape(kind)}</option>" for kind in kinds)
-    filters = (
-        '<form id="filters" hidden aria-label="Which cases are shown" onsubmit="return false">'
-        '<label>Words <input id="filter" type="search" autocomplete="off"></label>'
-        f'<label>Verdict <select id="filter-verdict"><option value="">all</option>{chosen}</select></label>'
-        '<output id="filter-told" role="status" aria-live="polite"></output></form>'
-    )
-    numeric = {0, *range(6, 6 + len(measures))}
-    head = "".join(
-        f'<th scope="col"{" class=number" if n in numeric else ""}>{escape(word)}</th>' for n, word in enumerate(heads)
-    )
-    body = "".join(_case_row(case, measures, units, links) for case in cohort.cases)
-    frame = '<div class="table" tabindex="0" role="region" aria-label="Table of cases"><table id="case-table">'
-    return f"{filters}{frame}<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>"
-
-
-def _verdict(case: CaseResult) -> str:
-    return case.verdict.words if case.ok and case.verdict else FAILED
-
-
-def _case_row(case: CaseResult, measures: Sequence[str], units: Mapping[str, str], links: Mapping[int, str]) -> str:
-    entry, name = case.entry, escape(case.entry.case)
-    linked = f'<a href="{escape(links[entry.line])}">{name}</a>' if entry.line in links else name
-    why = case.error if not case.ok else " ".join(case.verdict.because) if case.verdict else ""
-    cells = [
-        f"<td>{escape(text)}</td>"
-        for text in (entry.patient, case.target or entry.target, case.decision if case.ok else "", _verdict(case))
-    ]
-    cells += [_number_cell(value_of(case, measure), units[measure]) for measure in measures]
-    return (
-        f'<tr data-verdict="{escape(_verdict(case))}"><td class="number" data-value="{entry.line}">{entry.line}</td>'
-        f'<th scope="row">{linked}</th>{"".join(cells)}<td>{escape(why)}</td></tr>'
-    )
-
-
-def _number_cell(value: float, unit: str) -> str:
-    kept = "" if math.isnan(value) else repr(float(value))
-    return f'<td class="number" data-value="{kept}">{"-" if math.isnan(value) else escape(number(value, unit))}</td>'
-
-
 def gallery_section(sights: Sequence[tuple[int, str, bytes]]) -> str:
     """Return pictures of some cases: line, words, PNG."""
     if not sights:
@@ -288,7 +229,7 @@ def table(caption: str, heads: Sequence[str], rows: Sequence[Sequence[str]]) -> 
         for first, *rest in rows
     )
     words = f"<caption>{escape(caption)}</caption>" if caption else ""
-    return f'<div class="table" tabindex="0"><table>{words}<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
+    return f'<div class="table numbers" tabindex="0"><table>{words}<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
 
 
 def _list(items: Sequence[str]) -> str:

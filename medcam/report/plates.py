@@ -64,7 +64,7 @@ def _forest(name: str, title: str, chosen: Sequence[Line], cohort: Cohort, *, ax
 
 def _in_words(line: Line) -> str:
     chance = "" if math.isnan(line.chance) else f" (chance {number(line.chance, line.row.unit)})"
-    return f"{line.name}: {spoken(line.row.interval, line.row.unit)}{chance}."
+    return f"{line.name[:1].upper()}{line.name[1:]}: {spoken(line.row.interval, line.row.unit)}{chance}."
 
 
 def _tried(cohort: Cohort) -> list[Plate | None]:
@@ -107,7 +107,7 @@ def _sizes(cohort: Cohort) -> Plate | None:
         classes[str(label).replace("mL", unit)] = (float(size[inside].min()), float(size[inside].max()), share)
     title = f"Lesions found by size, {len(rows)} lesions in {counted_cohort(cohort)}"
     words = f"{title}. " + " ".join(
-        f"{name}: {spoken(share)} of {share.cases}." for name, (_, _, share) in classes.items()
+        f"{name[:1].upper()}{name[1:]}: {spoken(share)} of {share.cases}." for name, (_, _, share) in classes.items()
     )
     return Plate(
         "lesion_sizes", "Lesions found by size", sizes_chart(size, found, classes, title=title, unit=unit), words
