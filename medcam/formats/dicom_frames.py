@@ -172,7 +172,7 @@ def add_frames(
     shared = Dataset()
     if stack is not None:
         orientation = Dataset()
-        orientation.ImageOrientationPatient = decimals(stack.directions)
+        orientation.ImageOrientationPatient = decimals(_cosines(heatmap.source, stack, same_place=kept))
         shared.PlaneOrientationSequence = [orientation]
         shared.PixelMeasuresSequence = [_measures(heatmap.source, stack, same_place=kept)]
     dataset.SharedFunctionalGroupsSequence = [shared]
@@ -213,6 +213,16 @@ def _add_dimensions(dataset: Dataset, stack: Stack | None, pictures: Sequence[Pi
     dataset.DimensionOrganizationSequence = [organization]
     if stack is not None and len(pictures) == len(stack.order) > 1:
         dataset.DimensionOrganizationType = "3D"
+
+
+def _cosines(source: Source, stack: Stack, *, same_place: bool) -> Float[np.ndarray, " 6"]:
+    """Return the directions of rows and columns, in the source's own digits where these mean the same: OHIF's reader of
+    Parametric Maps takes cosines that differ in the sixteenth digit for another plane, and refuses the map.
+    """
+    header = picture_header(source, picture_slices(source)[0]) if same_place else None
+    own = None if header is None else numbers(header, "ImageOrientationPatient", 6)
+    directions = stack.directions.ravel()
+    return directions if own is None or np.abs(own - directions).max() > _COSINES else own
 
 
 def _measures(source: Source, stack: Stack, *, same_place: bool) -> Dataset:

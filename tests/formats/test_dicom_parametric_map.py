@@ -32,6 +32,7 @@ from formats.derived_sources import (
     series,
     volume_of,
 )
+from formats.dicom_phantom import OBLIQUE, affine_of
 from medcam.engine.methods import EXPLAINERS
 from medcam.errors import OutputError
 from medcam.formats import check_formats, dicom_algorithm, write
@@ -339,3 +340,12 @@ def test_a_map_that_no_file_can_hold_is_refused(tmp_path: Path) -> None:
     volume = Volume(np.broadcast_to(np.uint8(0), huge.shape), grid, "a.u.", source)
     with pytest.raises(OutputError, match=r"4\.7 GiB"):
         parametric_map(export_of(volume, tmp_path, huge))
+
+
+@pytest.mark.parametrize("spacing", [(1.6, 1.6, 3.2), (0.7, 0.9, -3)])
+def test_the_plane_is_told_in_the_sources_own_digits(spacing: tuple[float, float, float], tmp_path: Path) -> None:
+    """OHIF 3.13 compares the cosines of map and source without any tolerance."""
+    volume = series(tmp_path / "source", affine_of(OBLIQUE, spacing, (60, 70, -30)))
+    dataset = parametric_map_dataset(export_of(volume, tmp_path))
+    found = dataset.SharedFunctionalGroupsSequence[0].PlaneOrientationSequence[0].ImageOrientationPatient
+    assert [str(each) for each in found] == [str(each) for each in volume.source.instances[0].ImageOrientationPatient]
