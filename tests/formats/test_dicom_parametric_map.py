@@ -348,4 +348,5 @@ def test_the_plane_is_told_in_the_sources_own_digits(spacing: tuple[float, float
     volume = series(tmp_path / "source", affine_of(OBLIQUE, spacing, (60, 70, -30)))
     dataset = parametric_map_dataset(export_of(volume, tmp_path))
     found = dataset.SharedFunctionalGroupsSequence[0].PlaneOrientationSequence[0].ImageOrientationPatient
-    assert [str(each) for each in found] == [str(each) for each in volume.source.instances[0].ImageOrientationPatient]
+    own = volume.source.instances[0].ImageOrientationPatient
+    assert [float(each) for each in found] == [float(each) for each in own]
