@@ -6,19 +6,25 @@ import hashlib
 import io
 import os
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import numpy as np
 import pydicom
 from jaxtyping import Float32
+from pydicom.uid import UID
 
 from medcam.formats import dicom_decoding, dicom_pixels
 from medcam.formats.dicom_decoding import Pixels
 from medcam.formats.dicom_files import naming, read_dataset
 from medcam.formats.dicom_pictures import Instance, Picture
+from medcam.formats.dicom_pixels import Decode
+from medcam.formats.dicom_workers import workers
 
+# Where this many pixels or more are compressed, they are decoded in processes of their own: 150 slices of 512 x 512.
+_WORKERS_FROM_PIXELS = 150 * 512**2
 # Applies a function to each of many things.
 Mapper = Callable[[Callable[..., Any], Iterable[Any]], Iterable[Any]]
 
@@ -53,10 +59,11 @@ def read_voxels(
     for k, picture in enumerate(pictures):
         if picture is not None:
             wanted[id(picture.instance)].append(_Wanted(k, picture))
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
+    count = os.cpu_count() or 1
+    with _decoder(wanted.values(), columns * rows, count) as decode, ThreadPoolExecutor(count) as pool:
         # A pool that waits for itself would stand still: either files go side by side, or the frames of the only one.
         files, frames = (pool.map, map) if len(wanted) > 1 else (map, pool.map)
-        digests = files(lambda of_one: _read_instance(of_one, voxels, frames), wanted.values())
+        digests = files(lambda of_one: _read_instance(of_one, voxels, frames, decode), wanted.values())
         by_instance = dict(zip(wanted, digests, strict=True))
     _fill_gaps(voxels, [k for k, picture in enumerate(pictures) if picture is not None])
     return voxels, by_instance
@@ -76,7 +83,21 @@ def digest_of(picture: Picture) -> bytes:
         return hashlib.sha256(_cut(values, picture).tobytes()).digest()
 
 
-def _read_instance(wanted: Sequence[_Wanted], voxels: Float32[np.ndarray, "k j i"], mapped: Mapper) -> bytes:
+@contextmanager
+def _decoder(wanted: Iterable[Sequence[_Wanted]], pixels: int, count: int) -> Iterator[Decode]:
+    """Yield what decodes frames: in processes of their own where there is so much to decode that starting them pays."""
+    headers = [each[0].picture.instance.header for each in wanted for _ in each]
+    compressed = sum(UID(str(header.file_meta.TransferSyntaxUID)).is_encapsulated for header in headers)
+    if count == 1 or compressed * pixels < _WORKERS_FROM_PIXELS:
+        yield dicom_decoding.stored
+        return
+    with workers(count) as decode:
+        yield decode
+
+
+def _read_instance(
+    wanted: Sequence[_Wanted], voxels: Float32[np.ndarray, "k j i"], mapped: Mapper, decode: Decode
+) -> bytes:
     """Decode the wanted pictures of one instance into their slices, and return its file's digest."""
     instance = wanted[0].picture.instance
     digest, pixels = _open(instance)
@@ -84,19 +105,19 @@ def _read_instance(wanted: Sequence[_Wanted], voxels: Float32[np.ndarray, "k j i
     for each in wanted:
         frames[each.picture.frame].append(each)
 
-    def decode(of_frame: Sequence[_Wanted]) -> None:
+    def fill(of_frame: Sequence[_Wanted]) -> None:
         first = of_frame[0].picture
         with naming(instance.file):
             if first.corner is None:
                 for each in of_frame:
-                    dicom_pixels.real_world(pixels, first.header, first.frame, out=voxels[each.k])
+                    dicom_pixels.real_world(pixels, first.header, first.frame, out=voxels[each.k], decode=decode)
                 return
             # All tiles of a mosaic are rescaled alike.
-            values = dicom_pixels.real_world(pixels, first.header, first.frame)
+            values = dicom_pixels.real_world(pixels, first.header, first.frame, decode=decode)
             for each in of_frame:
                 voxels[each.k] = _cut(values, each.picture)
 
-    for _ in mapped(decode, frames.values()):
+    for _ in mapped(fill, frames.values()):
         pass
     for keyword in dicom_decoding.PIXEL_KEYWORDS:
         if keyword in instance.header:
