@@ -127,7 +127,7 @@ def _range(groups: Sequence[Group]) -> tuple[float, float]:
     values = [v for g in groups for row in g.rows for v in (row.interval.value, row.interval.low, row.interval.high)]
     known = [v for v in (*values, *(g.chance for g in groups)) if not math.isnan(v)] or [0.0, 1.0]
     low, high = min(0.0, *known), max(known)
-    share = all(group.unit == "" for group in groups) and 0.55 < high <= 1
+    share = low == 0 and all(group.unit == "" for group in groups) and 0.55 < high <= 1
     return low * 1.05, 1.0 if share else 1.06 * high or 1.0
 
 

@@ -76,7 +76,7 @@ def comparison(
     width = max(width, 5.2)
     figure = Figure(figsize=(width, height), facecolor="white")
     FigureCanvasAgg(figure)
-    _say(figure, 0.1, 0.2, title, size=10, weight="bold")
+    _say(figure, 0.1, 0.2, title, size=10.0, weight="bold")
     _say(figure, 0.1, 0.42, _scale_words(maximum, threshold, lesion), size=SMALL, colour=FAINT)
     window, top = display_range(volume), _TOP
     for name in names:
@@ -120,12 +120,12 @@ def _scale_words(maximum: float | None, threshold: float, lesion: Volume | None)
 def _columns(first: Heatmap, volume: Volume, lesion: Volume | None) -> list[_Column]:
     grid, peak = volume.grid, first.peak()
     centre = peak.voxel if peak else tuple(n // 2 for n in grid.shape)
-    mask = None if lesion is None else on_grid(lesion, grid)
+    mask = None if lesion is None else on_grid(lesion, grid).astype(np.uint8)
     columns = []
     for plane in planes_of(volume):
         axis = 2 if plane == "stored" else _normal(grid, plane)
         grey = to_display(volume.voxels, grid, plane, centre[axis])
-        outline = None if mask is None else to_display(mask, grid, plane, centre[axis]).pixels
+        outline = None if mask is None else to_display(mask, grid, plane, centre[axis]).pixels > 0
         columns.append(_Column(plane, centre[axis], _caption(volume, plane, axis, centre), grey, outline))
     return columns
 
