@@ -9,14 +9,13 @@ import io
 import os
 import zipfile
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence, Sized
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import IO, Any, Literal, NamedTuple
 
-import numpy as np
 import pydicom
 from pydicom.errors import BytesLengthException
 
@@ -159,7 +158,7 @@ def said(header: Header, keyword: str) -> Any:
         value = header.get(keyword)
     except UNREADABLE:
         return None
-    return None if value is None or np.size(value) == 0 or value == "" else value
+    return None if value is None or (isinstance(value, Sized) and len(value) == 0) else value
 
 
 def _name_syntax(dataset: pydicom.FileDataset) -> None:

@@ -9,6 +9,7 @@ DICOM PS3.3 C.7.6.2 (Image Plane).
 
 from __future__ import annotations
 
+from collections.abc import Sized
 from typing import NamedTuple
 
 import numpy as np
@@ -181,7 +182,7 @@ def numbers(header: Header, keyword: str, count: int) -> Float[np.ndarray, " cou
     """
     try:
         value = _raw_decimals(header, keyword) or header.get(keyword)
-        if value is None or np.size(value) == 0 or (isinstance(value, str) and not value):
+        if value is None or (isinstance(value, Sized) and len(value) == 0):
             return None
         found = np.array(value, np.float64).reshape(-1)
     except UNREADABLE:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import io
+import math
+import mmap
 import os
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -54,7 +56,7 @@ def read_voxels(
         If a file cannot be read or decoded.
     """
     columns, rows = size
-    voxels = np.empty((len(pictures), rows, columns), np.float32)
+    voxels = _room((len(pictures), rows, columns))
     wanted: dict[int, list[_Wanted]] = defaultdict(list)
     for k, picture in enumerate(pictures):
         if picture is not None:
@@ -67,6 +69,21 @@ def read_voxels(
         by_instance = dict(zip(wanted, digests, strict=True))
     _fill_gaps(voxels, [k for k, picture in enumerate(pictures) if picture is not None])
     return voxels, by_instance
+
+
+def _room(shape: tuple[int, int, int]) -> Float32[np.ndarray, "k j i"]:
+    """Return an array to be filled, in pages of the usual size where the system lets one choose.
+
+    numpy asks for huge pages, and where free memory lies in pieces, as on a virtual machine that has run for a while,
+    putting those together takes several times as long as all of the reading.
+    """
+    if not hasattr(mmap, "MAP_PRIVATE"):
+        return np.empty(shape, np.float32)
+    try:
+        pages = mmap.mmap(-1, 4 * math.prod(shape), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    except OSError as error:
+        raise MemoryError from error
+    return np.frombuffer(pages, np.float32).reshape(shape)
 
 
 def digest_of(picture: Picture) -> bytes:
@@ -86,13 +103,17 @@ def digest_of(picture: Picture) -> bytes:
 @contextmanager
 def _decoder(wanted: Iterable[Sequence[_Wanted]], pixels: int, count: int) -> Iterator[Decode]:
     """Yield what decodes frames: in processes of their own where there is so much to decode that starting them pays."""
-    headers = [each[0].picture.instance.header for each in wanted for _ in each]
-    compressed = sum(UID(str(header.file_meta.TransferSyntaxUID)).is_encapsulated for header in headers)
+    compressed = sum(len(each) for each in wanted if _is_compressed(each[0].picture.instance))
     if count == 1 or compressed * pixels < _WORKERS_FROM_PIXELS:
         yield dicom_decoding.stored
         return
     with workers(count) as decode:
         yield decode
+
+
+def _is_compressed(instance: Instance) -> bool:
+    syntax = UID(str(instance.header.file_meta.TransferSyntaxUID))
+    return bool(syntax.is_transfer_syntax and syntax.is_encapsulated)
 
 
 def _read_instance(

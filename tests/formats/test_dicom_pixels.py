@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import base64
 from pathlib import Path
 
 import numpy as np
 import pydicom
 import pytest
 from pydicom import Dataset
-from pydicom.uid import JPEG2000Lossless, JPEGLSLossless, RLELossless
+from pydicom.encaps import encapsulate
+from pydicom.uid import HTJ2K as HTJ2K_ANY
+from pydicom.uid import HTJ2KLossless, HTJ2KLosslessRPCL, JPEG2000Lossless, JPEGLSLossless, RLELossless
 
 from formats.dicom_phantom import GEOMETRIES, stored_values, write_film, write_series
 from medcam.errors import GeometryError, InputError
@@ -16,6 +19,18 @@ from medcam.formats import dicom_decoding
 from medcam.formats.dicom import read_dicom
 
 AFFINE = GEOMETRIES["oblique"]
+# A picture of 24 x 20 pixels by OpenJPH (imagecodecs), the only free encoder of High-Throughput JPEG 2000.
+HTJ2K = """
+/0//UQApQAAAAAAYAAAAFAAAAAAAAAAAAAAAGAAAABQAAAAAAAAAAAABDwEB/1AACAACAAAACv9SAAwAAgABAAUEBEAB/1wAEyCIkJCQkJCQkJ
+CQkJCQiIiI/2QAFwABT3BlbkpQSCBWZXIgMC4yNi4zLv+QAAoAAAAAAjUAAf+TwAAmBfoFB3QAwAATQAATQAASAP78Aod0ANj+Aod0AP0ncwDA
+ABNAABJAABIAZfkAC3QAOTIzAP4XcwDAABaEAAFTAABUgKJgjskJI0DnABgtwQh9mADgieb3AFD4tQCfvc/4AEj+tQDAABdDAABdFAABdEBauM
+EqwiTiQANJxl2wMP4nKLQaJ8V8owWs7KCIglImugDciUN0mURjPa2vSLQ37NV+idnJaHgs+BPa9zEEQBLSJrsAoA13O0BoJAMpDxNCyEOgxwaU
+ZfUYHOYF7XuZoniCcgG7AMAAL22AAF7nAAC9iDm5myqWLYHJ8J5UkQhBQDbzWPISOTTkEARkM49lTiM7EO1Aynw5ZiNBOBDtQMp88fBgZMNVk4
+5LEBDZuGpCIAkhp9Oqhu8FlYTAXVebCNABeB8vT2TH3vW8tiVaEaKqWgJwZwOAVA+UK3I4XgGRuKAIWzIeuCEJJyjClkjRpjKX5EbucuGqyFaZ
+S7q3xG3lgXDJZiobx23lgXCRBCYQIRGEREASEEHABCEkgpCIUI5bYdgAOZKDchPRHLfCsAFKCAFSlhVVQskheJFXEgPOtBgMqCgkgsiRQPIAsi
+cy1LACpZJMvCRnwhiylDLxElOKl5QkeakULykkcpgkuRSPZ0pSjiHJF5OpVCqVTCaTqVSWJZmZ8VLOxGBImcnEl0zKAoSiz0lR+7bDd55FCKer
+UosNthH+0tlU4IC8IEEv6CCkUwL/2Q==
+"""
 
 
 def film_pixels(*, bits: int = 12) -> np.ndarray:
@@ -148,6 +163,18 @@ def test_compressed_slices_are_the_plain_ones(tmp_path: Path, syntax: str) -> No
     except RuntimeError as error:
         pytest.skip(f"no encoder: {error}")
     np.testing.assert_array_equal(read_dicom(tmp_path).voxels, voxels)
+
+
+@pytest.mark.parametrize("syntax", [HTJ2KLossless, HTJ2KLosslessRPCL, HTJ2K_ANY])
+def test_high_throughput_jpeg_2000_is_decoded(tmp_path: Path, syntax: str) -> None:
+    j, i = np.mgrid[:20, :24]
+    pixels = (i * 37 + j * 53 + (i * j) % 7 * 11).astype(np.uint16).T
+    dataset = pydicom.dcmread(write_film(tmp_path, pixels, tags={"PixelSpacing": [0.2, 0.3]}))
+    dataset.file_meta.TransferSyntaxUID = syntax
+    dataset.PixelData = encapsulate([base64.b64decode(HTJ2K)])
+    dataset["PixelData"].is_undefined_length = True
+    dataset.save_as(tmp_path / "film.dcm", enforce_file_format=True)
+    np.testing.assert_array_equal(read_dicom(tmp_path).voxels[:, :, 0], pixels)
 
 
 def test_a_damaged_stream_is_refused_by_the_file_and_its_compression(tmp_path: Path) -> None:
