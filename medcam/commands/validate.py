@@ -48,6 +48,12 @@ def add(commands: Commands) -> None:
     )
     validate.add_argument("--label", help="which label of the mask is the lesion, by number or name")
     validate.add_argument("--out", metavar="DIR", help="where results of a table go (default: medcam-validated)")
+    validate.add_argument(
+        "--report",
+        choices=["all", "gallery", "none"],
+        default="gallery",
+        help="of a table: report.html, figures and a paper's words, with pages of all cases, of best, median and worst (default), or none",
+    )
     _add_measuring(validate)
     _add_explaining(validate)
     validate.add_argument(
@@ -269,10 +275,17 @@ def _table(options: Namespace, asked: Asked, say: Say) -> Result:
     say("adding up")
     cohort = summarized(cases, asked, primary=options.primary, how=how)
     files = write_results(cohort, out)
-    return _cohort_result(cohort, files)
+    if options.report == "none":
+        return _cohort_result(cohort, files)
+    from medcam.report.cohort_report import write_report
+
+    written = write_report(cohort, out, pages=options.report, drawn_on=asked.drawn_on, say=say)
+    return _cohort_result(
+        cohort, (*files, *(file for file in written.files if file.parent.name != "pages")), written.notes
+    )
 
 
-def _cohort_result(cohort: Cohort, files: tuple[Path, ...]) -> Result:
+def _cohort_result(cohort: Cohort, files: tuple[Path, ...], notes: tuple[str, ...] = ()) -> Result:
     from medcam.cohort.plain import to_plain
     from medcam.validate.verdict import KINDS
 
@@ -290,7 +303,7 @@ def _cohort_result(cohort: Cohort, files: tuple[Path, ...]) -> Result:
     for name, numbers in cohort.protocols.items():
         lines += [f"protocol {name:12} {measure} {value:.3f}" for measure, value in numbers.items()]
     lines += [f"failed   line {case.entry.line}: {case.error}" for case in failed]
-    lines += [f"note     {note}" for note in cohort.notes]
+    lines += [f"note     {note}" for note in (*cohort.notes, *notes)]
     lines += [f"wrote    {file}" for file in files]
     values = {
         "verdict": to_plain(verdict),
