@@ -1,8 +1,8 @@
 """A cohort whose truth is known, and three networks that deserve three verdicts.
 
-60 made-up patients with two or three nodules each and 30 without, on small films. Every film with nodules also bears a bright marker in a
-corner, as films from one ward do. One network was trained where the marker tells nothing, one where it tells everything, and one not at all.
-`python examples/shortcut_cohort.py DIR` writes the films, the table and the networks, and says how to have them judged.
+60 made-up patients with two or three nodules each and 30 without, on small films. Every film with nodules also bears a bright marker in
+a corner, as films from one ward do. One network was trained where the marker tells nothing, one where it tells everything, and one not
+at all. `python examples/shortcut_cohort.py DIR` writes films, table and networks, and says how to have them judged.
 """
 
 from __future__ import annotations

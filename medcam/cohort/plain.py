@@ -9,13 +9,12 @@ import typing
 import zlib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import Any
 
 import numpy as np
 
 from medcam.errors import InputError
 
-T = TypeVar("T")
 # JSON has no such numbers.
 _ODD = {"nan": float("nan"), "inf": float("inf"), "-inf": float("-inf")}
 
@@ -39,7 +38,7 @@ def to_plain(value: object) -> Any:
     return value.as_posix() if isinstance(value, Path) else value
 
 
-def from_plain(kind: type[T], value: Any) -> T:
+def from_plain(kind: Any, value: Any) -> Any:
     """Return the value of a kind that `to_plain` made plain.
 
     Raises
@@ -48,7 +47,7 @@ def from_plain(kind: type[T], value: Any) -> T:
         If the plain value is damaged, or of another kind.
     """
     try:
-        return cast(T, _revived(kind, value))
+        return _revived(kind, value)
     except (KeyError, TypeError, ValueError, AttributeError, zlib.error) as error:
         raise InputError(
             f"a stored result is damaged: {str(error).splitlines()[0] if str(error) else error!r}"

@@ -28,6 +28,8 @@ from medcam.volume import Heatmap, Volume
 # Of an input voxel, from which it belongs to the lesion.
 _HALF = 0.5
 _CONTROL = "blob"
+# A constant, or a blur of the image, would be another bright spot where a lung is dark.
+_FILLS = ("inpaint",)
 
 
 @dataclass(frozen=True, eq=False)
@@ -100,7 +102,7 @@ def tried(model: Model, case: Case, asked: Asked) -> tuple[dict[str, Measure], t
         with on_trial(model.network, inputs.to(dtype), **about) as study:
             if asked.lesion_draws:
                 uses = lesion_use(
-                    study, _tensor(lesion, case.ready), domain=inside, spacing_mm=case.spacing_mm, draws=asked.lesion_draws
+                    study, _tensor(lesion, case.ready), fills=_FILLS, domain=inside, spacing_mm=case.spacing_mm, draws=asked.lesion_draws
                 )  # fmt: skip
                 numbers |= _of_uses(uses)
             if asked.faithfulness:
@@ -114,7 +116,8 @@ def tried(model: Model, case: Case, asked: Asked) -> tuple[dict[str, Measure], t
 def _of_uses(uses: Sequence[LesionUse]) -> dict[str, Measure]:
     numbers: dict[str, Measure] = {}
     for use in uses:
-        span = abs(float(use.clean[0] - use.nothing[0]))
+        # An image of which nothing is left may score anything; the score itself is what it stands above being undecided.
+        span = max(abs(float(use.clean[0] - use.nothing[0])), abs(float(use.clean[0])))
         excess = float(use.excess[0])
         few = "the lesion fits at no other place of the body"
         numbers[f"lesion_necessity@{use.fill}"] = Measure(float(use.necessity[0]), "score")

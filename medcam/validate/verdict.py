@@ -23,7 +23,7 @@ KINDS = {
 
 # Declared before any result was seen. docs/how-to-validate.md says them to users.
 #
-# Of what the score owes to the whole body, so much hangs on the lesion, beyond a healthy region of its shape: less is ignored.
+# Of the score, so much hangs on the lesion beyond a healthy region of its shape: where it is less, the lesion is ignored.
 USED = 0.1
 # What is as likely by chance as this, or likelier, shows nothing.
 CHANCE = 0.05
@@ -93,7 +93,7 @@ def of_case(
     if not _of(numbers, "max_relevance") > 0:
         blank = ("No voxel speaks for the target.", *_said(use_words))
         return Verdict("wrong", blank) if uses else Verdict("untold", blank, missing)
-    lies, place_words = _place(numbers)
+    lies, place_words = _place(numbers, cell_mm)
     ceiling, reached = _of(numbers, "ceiling_average_precision"), _of(numbers, "average_precision_of_ceiling")
     if ceiling < FINE and (reached >= REACHED or _of(numbers, "peak_distance") <= cell_mm):
         words = (
@@ -121,7 +121,7 @@ def _use(trials: Mapping[str, Measure]) -> tuple[bool | None, str]:
         return None, ""
     ps = {fill: _of(trials, f"lesion_p@{fill}") for fill in known}
     words = "; ".join(f"{share:.0%} if filled by {fill} (p {ps[fill]:.2g})" for fill, share in known.items())
-    words = f"Of what the score owes to the body, this hangs on the lesion: {words}."
+    words = f"Of the score this hangs on the lesion, beyond a healthy region of its shape: {words}."
     if all(share >= USED and ps[fill] <= CHANCE for fill, share in known.items()):
         return True, words
     if all(share < USED for share in known.values()):
@@ -129,20 +129,24 @@ def _use(trials: Mapping[str, Measure]) -> tuple[bool | None, str]:
     return None, words
 
 
-def _place(numbers: Mapping[str, Measure]) -> tuple[bool | None, str]:
+def _place(numbers: Mapping[str, Measure], cell_mm: float) -> tuple[bool | None, str]:
     """Tell whether the map lies on the lesion; None where it lies there more than by chance, and not mainly there."""
     hit, p = _of(numbers, "hit"), _of(numbers, "average_precision_p")
     reached, precision = _of(numbers, "average_precision_of_ceiling"), _of(numbers, "average_precision")
     words = f"Average precision {precision:.2f}"
     words += f", {reached:.0%} of what the layer's cells allow" if reached == reached else ""
-    words += f", by chance {_of(numbers, 'average_precision_uniform'):.2g} (p {p:.2g})" if p == p else ""
+    chance = _of(numbers, "average_precision_uniform")
+    words += f", by chance {chance:.2g}" if chance == chance else ""
+    words += f" (p {p:.2g})" if p == p else ""
     away = _of(numbers, "peak_distance")
-    words += "; the peak lies in the lesion." if hit >= HIT else f"; the peak lies {away:.0f} mm from the lesion."
+    unit = (numbers["peak_distance"].unit if "peak_distance" in numbers else "") or "mm"
+    words += "; the peak lies in the lesion." if hit >= HIT else f"; the peak lies {away:.0f} {unit} from the lesion."
     if p != p:
         return None, words
     if p > CHANCE:
         return False, words
-    return (True if hit >= HIT or reached >= REACHED else None), words
+    # Peaks cannot be nearer than cells are fine.
+    return (True if hit >= HIT or away <= cell_mm or reached >= REACHED else None), words
 
 
 def _beats(
@@ -228,7 +232,9 @@ def _cohort_uses(evidence: Evidence) -> tuple[bool | None, tuple[str, ...]]:
     if apart is not None and apart.low == apart.low:
         words.append(f"The network tells cases with a lesion from those without by an AUC of {_plain(apart)}.")
     for fill, share in evidence.share.items():
-        words.append(f"Of what the score owes to the body, {_percent(share)} hangs on the lesion if filled by {fill}.")
+        words.append(
+            f"Of the score {_percent(share)} hangs on the lesions, beyond healthy regions of their shape, if filled by {fill}."
+        )
     shares = [share for share in evidence.share.values() if share.low == share.low]
     if shares and all(share.high < USED for share in shares):
         return False, tuple(reversed(words))
