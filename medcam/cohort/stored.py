@@ -164,7 +164,7 @@ def _plain_case(case: CaseResult, folder: Path, patient: str) -> dict[str, Any]:
 def _case(plain: Mapping[str, Any], folder: Path) -> CaseResult:
     recipe = plain.get("recipe")
     protocols = plain.get("protocols") or {}
-    found = from_plain(CaseResult, {**plain, "recipe": None, "protocols": {}})
+    found: CaseResult = from_plain(CaseResult, {**plain, "recipe": None, "protocols": {}})
     entry = found.entry
     one: dict[str, Any] = {name: getattr(entry, name) for name in _FILES[1:]}
     one = {name: None if path is None else _absolute(path, folder) for name, path in one.items()}

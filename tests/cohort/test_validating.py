@@ -46,8 +46,8 @@ def patient(folder: Path, n: int, *, right: bool = True, ill: bool = True, seen:
     rng = np.random.default_rng(n)
     middle = GRID.world_mm(np.array([12.0, 15.0, 9.0]))
     index = np.stack(np.meshgrid(*map(np.arange, GRID.shape), indexing="ij"), -1)
-    body = np.linalg.norm((GRID.world_mm(index) - middle) / np.array([21.0, 19.0, 22.0]), axis=-1) < 1
-    spots = [GRID.world_mm(np.array([12.0, 15.0, 9.0]) + rng.uniform(-4, 4, 3)) for _ in range(2)]
+    body = np.linalg.norm((GRID.world_mm(index) - middle) / np.array([17.0, 16.0, 18.0]), axis=-1) < 1
+    spots = [GRID.world_mm(np.array([12.0, 15.0, 9.0]) + rng.uniform(-3, 3, 3)) for _ in range(2)]
     mask = np.max([blob(GRID, spot) for spot in spots], 0) > 0.6 if ill else np.zeros(GRID.shape, bool)
     image = 100 * body + seen * ndimage.gaussian_filter(mask.astype(float), 0.7) + rng.normal(0, 3, GRID.shape)
     shown = mask if right else np.flip(mask, 0)
