@@ -14,8 +14,8 @@ from medcam.validate.scene import around
 
 # Between air and fat in CT.
 _BODY_HU = -300.0
-# Of Otsu's threshold between air and tissue, since dark tissue lies below it.
-_DARK = 0.5
+# Of the way from the mean of air to that of tissue, as Otsu's threshold parts them, since dark tissue lies below the middle.
+_DARK = 0.25
 # So much of two opposite sides of a volume must be air for its body to be told from it.
 _AIR = 0.7
 # A mask that lies outside the body to this share is none of its lesions, and one that does to the lesser share is doubtful.
@@ -30,7 +30,7 @@ def body(image: Num[np.ndarray, "i j k"], *, unit: str = "a.u.") -> Bool[np.ndar
     Parameters
     ----------
     unit
-        'HU' for CT, where -300 parts air from tissue; else half of Otsu's threshold does.
+        'HU' for CT, where -300 parts air from tissue; else a quarter of the way from air's mean to tissue's.
     """
     if image.shape[2] == 1:
         return None
@@ -60,7 +60,10 @@ def _threshold(values: Num[np.ndarray, "i j k"]) -> float:
     mean_below = np.cumsum(counts * centres) / np.maximum(below, 1)
     mean_above = np.cumsum((counts * centres)[::-1])[::-1] / np.maximum(above, 1)
     between = below[:-1] * above[1:] * (mean_below[:-1] - mean_above[1:]) ** 2
-    return low + _DARK * (float(centres[int(np.argmax(between))]) - low)
+    best = int(np.argmax(between))
+    # Between two modes Otsu's criterion is flat; the means on both sides are not.
+    air, tissue = float(mean_below[best]), float(mean_above[best + 1])
+    return air + _DARK * (tissue - air)
 
 
 def _air_at_sides(solid: Bool[np.ndarray, "i j k"]) -> bool:
