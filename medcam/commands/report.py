@@ -150,12 +150,12 @@ def _cohort(options: Namespace, paths: list[Path], say: Say) -> Result:
         raise InputError(
             f"{folder} holds no {RESULTS}: give the folder that `medcam validate TABLE --out FOLDER` wrote"
         )
-    say("reading the results")
-    cohort = read_cohort(folder / RESULTS)
-    out = folder if options.out is None else Path(options.out)
+    drawn_on, out = _size(options.drawn_on), folder if options.out is None else Path(options.out)
     if out.suffix.lower() in (".html", ".htm"):
         raise UsageError(f"--out of a cohort is a folder, unlike {out.name}: its report has several files")
-    written = write_report(cohort, out, pages=options.pages, drawn_on=_size(options.drawn_on), say=say)
+    say("reading the results")
+    cohort = read_cohort(folder / RESULTS)
+    written = write_report(cohort, out, pages=options.pages, drawn_on=drawn_on, say=say)
     verdict = cohort.verdict
     lines = [f"verdict {verdict.words if verdict else 'none: all cases failed'}"]
     lines += [f"note    {note}" for note in written.notes]

@@ -86,9 +86,10 @@ def test_tables_are_written_where_they_are_asked_for(tmp_path: Path) -> None:
 def test_the_methods_say_what_was_done_with_its_numbers() -> None:
     text = methods_paragraph(COHORT)
     for said in (
-        "13 cases of 7 patients", "1 more of 14 cases", "grad-cam at layer features", RECIPE.model_sha256, "seed of the method's random numbers was 7",
-        "ScaleIntensity", "torch 2.13.0", "half-max, otsu and top-0.1", "oracle-volume and oracle-best", "5, 10 and 15 mm", "400 bootstrap replicates",
-        "60 random other places", "centre, brightness and edges", "Wilcoxon", "Holm", "2 cases had no lesion", "widened for few patients",
+        "13 cases of 7 patients", "1 more of 14 cases", "grad-cam at layer features", RECIPE.model_sha256,
+        "seed of the method's random numbers was 7", "ScaleIntensity", "torch 2.13.0", "half-max, otsu and top-0.1",
+        "oracle-volume and oracle-best", "5, 10 and 15 mm", "400 bootstrap replicates", "60 random other places",
+        "centre, brightness and edges", "Wilcoxon", "Holm", "2 cases had no lesion", "widened for few patients",
     ):  # fmt: skip
         assert said in text, said
 
