@@ -83,7 +83,7 @@ def test_the_page_asks_nothing_of_the_outside_and_complains_of_nothing(opened: A
 def test_the_table_sorts_by_keyboard_numbers_as_numbers_and_undefined_last(opened: Any) -> None:
     from selenium.webdriver.common.keys import Keys
 
-    n, cell = head(opened, "peak to lesion (mm)")
+    n, cell = head(opened, "average precision")
     assert cell.get_attribute("aria-sort") == "none"
     button = cell.find_element("tag name", "button")
     button.send_keys(Keys.ENTER)

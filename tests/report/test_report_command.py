@@ -152,7 +152,7 @@ def test_stored_heatmaps_become_one_page_and_a_figure(
         (["map1.nii.gz"], 2, "--source is missing"),
         (["map1.nii.gz", "--source", "image1.nii.gz", "--out", "a_folder"], 2, "ends in .html"),
         (["map1.nii.gz", "--source", "image1.nii.gz", "--threshold", "1.5"], 2, "above 0 and below 1"),
-        (["map1.nii.gz", "--source", "image2.nii.gz"], 4, "another image"),
+        (["map1.nii.gz", "--source", "image3.nii.gz"], 4, "another image"),
         (["map9.nii.gz", "--source", "image1.nii.gz"], 4, "no file map9.nii.gz"),
         (["."], 4, "holds no results.json"),
         (["other", "map1.nii.gz"], 2, "the folder of one cohort"),
