@@ -15,6 +15,7 @@ from typing import Any
 
 import medcam
 from medcam.commands import demo, doctor, explain, export, formats, inspect, methods, report, send, validate
+from medcam.commands import compare, demo, doctor, explain, export, formats, inspect, methods, send, validate
 from medcam.commands.parsing import EXIT_CODES, Parser
 from medcam.errors import MedcamError, UsageError
 
@@ -28,6 +29,7 @@ COMMANDS = {
     "inspect": inspect,
     "validate": validate,
     "report": report,
+    "compare": compare,
     "send": send,
     "demo": demo,
     "doctor": doctor,
