@@ -16,6 +16,7 @@ from typing import Any
 import medcam
 from medcam.commands import demo, doctor, explain, export, formats, inspect, methods, report, send, validate
 from medcam.commands import compare, demo, doctor, explain, export, formats, inspect, methods, send, validate
+from medcam.commands import atlas, compare, demo, doctor, explain, export, formats, inspect, methods, send, validate
 from medcam.commands.parsing import EXIT_CODES, Parser
 from medcam.errors import MedcamError, UsageError
 
@@ -30,6 +31,7 @@ COMMANDS = {
     "validate": validate,
     "report": report,
     "compare": compare,
+    "atlas": atlas,
     "send": send,
     "demo": demo,
     "doctor": doctor,
