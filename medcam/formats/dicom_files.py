@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import io
 import os
+import struct
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator, Sequence, Sized
@@ -39,6 +40,10 @@ UNREADABLE = (
     AttributeError,
     LookupError,
     BytesLengthException,
+    # Items of a sequence that end early.
+    OSError,
+    EOFError,
+    struct.error,
 )
 _DEFLATED = b"1.2.840.10008.1.2.1.99"
 

@@ -20,7 +20,7 @@ from pydicom import Dataset
 
 from medcam.errors import InputError
 from medcam.formats.dicom_files import UNREADABLE, said
-from medcam.formats.dicom_plane import plane, size
+from medcam.formats.dicom_plane import numbers, plane, size
 from medcam.formats.dicom_view import View
 
 _CONVERT = (
@@ -63,8 +63,8 @@ def tiles(header: Dataset) -> tuple[tuple[View, tuple[int, int]], ...]:
     # The large picture and the tile share their centre.
     margin = (np.array(size(header)) - (columns, rows)) / 2 * whole.spacing[::-1]
     first = whole.position + margin @ whole.directions
-    between = said(header, "SpacingBetweenSlices")
-    step = stacked * (abs(float(between)) if between else whole.thickness)
+    between = numbers(header, "SpacingBetweenSlices", 1)
+    step = stacked * (whole.thickness if between is None or between[0] == 0 else abs(float(between[0])))
     return tuple(
         (
             View(header, own={"Columns": columns, "Rows": rows, "ImagePositionPatient": list(first + k * step)}),

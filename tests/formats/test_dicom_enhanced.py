@@ -274,3 +274,23 @@ def test_many_frames_are_read_in_reasonable_time(tmp_path: Path) -> None:
     voxels = stored_values((3, 2, 800))
     path = write_enhanced(tmp_path, voxels, OBLIQUE, transfer_syntax=ExplicitVRLittleEndian)
     np.testing.assert_array_equal(read_dicom(path).voxels, voxels)
+
+
+@pytest.mark.parametrize("kind", ["enhanced", "mosaic"])
+def test_random_damage_is_read_or_refused_and_never_a_crash_or_a_leak(tmp_path: Path, kind: str) -> None:
+    written = write_enhanced if kind == "enhanced" else write_mosaic
+    path = written(tmp_path, VOXELS, OBLIQUE)
+    whole = path.read_bytes()
+    random = np.random.default_rng(11)
+    refused = []
+    for _ in range(200):
+        content = bytearray(whole[: random.integers(len(whole) // 2, len(whole) + 1)])
+        for at in random.integers(0, len(content), 6):
+            content[at] = random.choice([0, 32, 92, 255, random.integers(256)])
+        path.write_bytes(content)
+        try:
+            read_dicom(path)
+        except InputError as error:
+            refused.append(str(error))
+    assert len(refused) > 50
+    assert not any(marker in message for marker in MARKERS for message in refused)
