@@ -28,7 +28,11 @@ from medcam.formats import dicom_decoding
 from medcam.formats.dicom_decoding import Pixels, Stream
 
 _LENGTH = struct.Struct("<Q")
-_SERVE = "from medcam.formats.dicom_workers import serve; serve()"
+# What libraries print must not come between the answers: they get a descriptor of their own before anything is loaded.
+_SERVE = (
+    "import os; answers = os.dup(1); os.dup2(os.open(os.devnull, os.O_WRONLY), 1); "
+    "from medcam.formats.dicom_workers import serve; serve(answers)"
+)
 
 
 class Worker:
@@ -107,11 +111,9 @@ def workers(count: int) -> Iterator[Any]:
         yield stored
 
 
-def serve() -> None:
-    """Answer frames on standard input until it ends: the worker's side."""
-    # What native code prints must not come between the answers.
-    answers = os.fdopen(os.dup(sys.stdout.fileno()), "wb")
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+def serve(descriptor: int) -> None:
+    """Answer frames from standard input at a descriptor, until it ends: the worker's side."""
+    answers = os.fdopen(descriptor, "wb")
     while True:
         try:
             compressed = Stream(*_received(sys.stdin.buffer))

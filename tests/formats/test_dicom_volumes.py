@@ -155,6 +155,9 @@ def test_the_order_of_instance_numbers_is_the_last_resort(tmp_path: Path, slice_
         return {"InstanceNumber": 3 * k + n + 1 if slice_by_slice else 4 * n + k + 1}
 
     written = write_volumes(tmp_path, [{}, {}, {}], slice_tags=told)
+    # Files are found in the order of their names.
+    for path in list(tmp_path.iterdir()):
+        path.rename(path.with_name("".join(str(9 - int(digit)) for digit in path.name.split("_"))))
     words = "image 2 of 3 at each position, by InstanceNumber, 4 slices of 7 x 5"
     assert find_series(tmp_path)[0].volumes[1] == words
     for n in range(3):
@@ -233,6 +236,14 @@ def test_localizers_and_derived_images_stand_aside(
     for path in tmp_path.glob("a*"):
         path.unlink()
     np.testing.assert_array_equal(read_dicom(tmp_path).voxels, other[:, :, :1])
+
+
+def test_a_localizer_like_the_scan_stands_aside_too(tmp_path: Path) -> None:
+    voxels = stored_values((7, 5, 5))
+    kinds = {"slice_tags": lambda k: {"ImageType": ["ORIGINAL", "PRIMARY", "LOCALIZER" if k == 4 else "AXIAL"]}}
+    write_series(tmp_path, voxels, AXIAL, **kinds)
+    assert is_same_image(read_dicom(tmp_path), voxels[:, :, :4], AXIAL)
+    assert find_series(tmp_path)[0].volumes == ("4 slices of 7 x 5", "1 slice of 7 x 5, localizer")
 
 
 def test_a_reformatted_series_is_a_volume_like_any_other(tmp_path: Path) -> None:

@@ -133,6 +133,18 @@ def test_a_users_script_is_not_run_again_and_its_folder_is_not_searched(tmp_path
     assert done.stdout.splitlines() == ["once (70, 66, 4)"]
 
 
+def test_what_a_library_prints_does_not_come_between(
+    tmp_path: Path, started: list[subprocess.Popen[bytes]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "loud").mkdir()
+    (tmp_path / "loud" / "gdcm.py").write_text("print('Warning: not so quiet', flush=True)\nraise ImportError")
+    monkeypatch.syspath_prepend(tmp_path / "loud")
+    voxels = stored_values((70, 66, 3))
+    write_series(tmp_path / "series", voxels, OBLIQUE, transfer_syntax=JPEGLSLossless)
+    np.testing.assert_array_equal(read_dicom(tmp_path / "series").voxels, voxels)
+    assert len(started) == 2
+
+
 @pytest.mark.slow
 def test_a_compressed_series_decodes_on_both_cores(tmp_path: Path) -> None:
     if (os.cpu_count() or 1) < 2:
