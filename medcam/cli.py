@@ -14,9 +14,20 @@ from pathlib import Path
 from typing import Any
 
 import medcam
-from medcam.commands import demo, doctor, explain, export, formats, inspect, methods, report, send, validate
-from medcam.commands import compare, demo, doctor, explain, export, formats, inspect, methods, send, validate
-from medcam.commands import atlas, compare, demo, doctor, explain, export, formats, inspect, methods, send, validate
+from medcam.commands import (
+    atlas,
+    compare,
+    demo,
+    doctor,
+    explain,
+    export,
+    formats,
+    inspect,
+    methods,
+    report,
+    send,
+    validate,
+)
 from medcam.commands.parsing import EXIT_CODES, Parser
 from medcam.errors import MedcamError, UsageError
 
