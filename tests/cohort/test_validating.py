@@ -41,13 +41,13 @@ def save(path: Path, voxels: np.ndarray, grid: Grid = GRID) -> None:
     nibabel.save(nibabel.Nifti1Image(voxels.astype(np.float32), grid.affine), path)
 
 
-def patient(folder: Path, n: int, *, right: bool = True, ill: bool = True, seen: float = 2) -> str:
+def patient(folder: Path, n: int, *, right: bool = True, ill: bool = True, seen: float = 2, aside: float = 0) -> str:
     """Write a scan, its mask and a foreign map, and return the row of the table."""
     rng = np.random.default_rng(n)
     middle = GRID.world_mm(np.array([12.0, 15.0, 9.0]))
     index = np.stack(np.meshgrid(*map(np.arange, GRID.shape), indexing="ij"), -1)
     body = np.linalg.norm((GRID.world_mm(index) - middle) / np.array([17.0, 16.0, 18.0]), axis=-1) < 1
-    spots = [GRID.world_mm(np.array([12.0, 15.0, 9.0]) + rng.uniform(-3, 3, 3)) for _ in range(2)]
+    spots = [GRID.world_mm(np.array([12.0 - aside, 15.0, 9.0]) + rng.uniform(-3, 3, 3) / (1 + aside)) for _ in range(2)]
     mask = np.max([blob(GRID, spot) for spot in spots], 0) > 0.6 if ill else np.zeros(GRID.shape, bool)
     image = 100 * body + seen * ndimage.gaussian_filter(mask.astype(float), 0.7) + rng.normal(0, 3, GRID.shape)
     shown = mask if right else np.flip(mask, 0)
@@ -214,14 +214,14 @@ def test_one_heatmap_is_shown_beside_chance_and_baselines(folder: Path, capsys: 
 
 
 def judge_one(folder: Path, mask: np.ndarray, grid: Grid = GRID) -> CaseResult:
-    patient(folder, 0, seen=30)
+    patient(folder, 0, seen=30, aside=5)
     save(folder / "mask0.nii.gz", mask, grid)
     (folder / "one.csv").write_text("case,patient,image,heatmap,mask\nc,p,scan0.nii.gz,map0.nii.gz,mask0.nii.gz\n")
     return judged(read_table(folder / "one.csv", with_model=False)[0], QUICK, model=None, out=None)
 
 
 def test_a_mask_that_does_not_belong_is_refused_or_told(tmp_path: Path) -> None:
-    patient(tmp_path, 0)
+    patient(tmp_path, 0, seen=30, aside=5)
     mask = nibabel.load(tmp_path / "mask0.nii.gz").get_fdata() > 0
     corner = np.zeros_like(mask)
     corner[:4, :4, :3] = True
