@@ -115,9 +115,13 @@ class Volume:
         grid = Grid((*self.grid.shape[:2], 1), affine, self.grid.frame_of_reference)
         note = f"Slice {k} of {count} (from 0) stands alone."
         source = replace(self.source, label=f"{self.source.label}_k{k}", notes=(*self.source.notes, note))
-        if frame := self.source.slices[k] if self.source.slices else None:
-            alone = (self.source.instances[frame.instance],)
-            source = replace(source, instances=alone, slices=(Frame(0, frame.number),))
+        if self.source.slices:
+            frame = self.source.slices[k]
+            if frame is None:
+                source = replace(source, slices=(None,))
+            else:
+                alone = (self.source.instances[frame.instance],)
+                source = replace(source, instances=alone, slices=(Frame(0, frame.number),))
         return Volume(self.voxels[:, :, k : k + 1], grid, self.unit, source)
 
 

@@ -114,6 +114,9 @@ def run(options: Namespace, say: Say) -> Result:
 
     if not options.model:
         raise UsageError("--model is missing: name a bundle, a .pt2, weights with --factory, demo-mri or demo-cxr")
+    from medcam.engine.methods import method_named
+
+    method_named(options.method)  # a slip is told before anything long
     volumes: list[Volume] = []
     for image in options.images:
         say(f"reading image {len(volumes) + 1} of {len(options.images)}")

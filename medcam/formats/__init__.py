@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
@@ -41,7 +43,8 @@ def write(
     threshold
         The fraction of the maximum (0 to 1, both excluded) from which a mask is set and pictures are coloured.
     label
-        How file names begin; by default the source's label, for DICOM part of its digest, and the method.
+        How file names begin; by default the source's label, for DICOM part of its digest, and the method; and part of the recipe's
+        digest, if another heatmap of that name is stored there.
     lesion
         The lesion's mask, for formats that draw or hold it.
     measures
@@ -59,7 +62,7 @@ def write(
         heatmap,
         volume,
         Path(folder),
-        _label(heatmap) if label is None else label,
+        _label(heatmap, Path(folder)) if label is None else label,
         threshold,
         _moment(volume.source),
         lesion,
@@ -111,12 +114,21 @@ def _moment(source: Source) -> datetime:
     return moment(source)
 
 
-def _label(heatmap: Heatmap) -> str:
+def _label(heatmap: Heatmap, folder: Path) -> str:
+    """Return how file names begin, unlike those of another heatmap that is stored in the folder."""
     # Series of two patients often have one number: part of the digest keeps their files apart.
     own = f"_{heatmap.source.sha256[:6]}" if heatmap.source.format == "dicom" else ""
     # Of a method with options the name alone: the options stand in the recipe.
     method = re.sub(r"[^a-z0-9+]", "", heatmap.recipe.method.partition("(")[0].lower())
-    return f"{heatmap.source.label}{own}_{method}"
+    label, recipe = f"{heatmap.source.label}{own}_{method}", heatmap.recipe.to_json()
+    try:
+        stored = json.loads((folder / f"{label}.json").read_text(encoding="utf-8"))["recipe"]
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return label
+    if stored == json.loads(json.dumps(recipe)):
+        return label
+    # Another target, layer or network: its files would be taken for these.
+    return f"{label}_{hashlib.sha256(json.dumps(recipe, sort_keys=True).encode()).hexdigest()[:6]}"
 
 
 # A format is one file of this folder and one row here: a function of an `Export`, its keyword-only parameters being the options. Loaded on
@@ -139,7 +151,7 @@ WRITERS: dict[str, str] = {
 # What refuses an image that a format cannot be written for, or its options, before anything is computed: a function of the `Volume`, and by
 # name of those options and of the threshold that it asks for.
 CHECKS: dict[str, str] = {
-    "dicom-sc": "medcam.formats.dicom_derived:check_source",
+    "dicom-sc": "medcam.formats.dicom_secondary_capture:check_secondary_capture",
     "dicom-seg": "medcam.formats.dicom_segmentation:check_segmentation",
     "dicom-pm": "medcam.formats.dicom_parametric_map:check_parametric_map",
     "dicom-sr": "medcam.formats.dicom_derived:check_source",

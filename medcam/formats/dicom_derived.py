@@ -20,7 +20,7 @@ from typing import NamedTuple
 
 from pydicom import Dataset
 from pydicom.dataset import FileMetaDataset
-from pydicom.uid import ExplicitVRLittleEndian, JPEGBaseline8Bit, JPEGExtended12Bit
+from pydicom.uid import ExplicitVRLittleEndian, JPEGBaseline8Bit, JPEGExtended12Bit, SecondaryCaptureImageStorage
 
 from medcam import __version__
 from medcam.errors import OutputError
@@ -309,8 +309,12 @@ def add_pixel_history(dataset: Dataset, headers: Sequence[Dataset]) -> None:
             copy_element(lossy[0], keyword, dataset)
     elif all(header.get("LossyImageCompression") == "00" for header in headers):
         dataset.LossyImageCompression = "00"
-    burned = any(header.get("BurnedInAnnotation") == "YES" for header in headers)
-    dataset.BurnedInAnnotation = "YES" if burned else "NO"
+    burned = {header.get("BurnedInAnnotation") for header in headers}
+    if "YES" in burned:
+        dataset.BurnedInAnnotation = "YES"
+    elif burned == {"NO"} or dataset.SOPClassUID != SecondaryCaptureImageStorage:
+        # An object of several frames must say; a film of which nothing is known may leave it open.
+        dataset.BurnedInAnnotation = "NO"
     features = {header.get("RecognizableVisualFeatures") for header in headers} & {"YES", "NO"}
     if features:
         dataset.RecognizableVisualFeatures = "YES" if "YES" in features else "NO"

@@ -47,8 +47,10 @@ def even_grid(pile: Sequence[Plane], steps: int | None) -> tuple[Grid, tuple[str
     shape = (first.size[0] + int(extra[0]), first.size[1] + int(extra[1]), steps + 1)
     far = float(np.abs(shifts * first.spacing[::-1]).max())
     kind = "uneven" if uneven else "tilted"
+    missing = 0 if uneven else steps + 1 - len(pile)
+    gaps = f" ({missing} missing in the series)" if missing > 0 else ""
     note = (
-        f"regrid: {len(pile)} {kind} slices were resampled onto {steps + 1} even ones, {span / steps:.3f} mm apart, and "
+        f"regrid: {len(pile)} {kind} slices{gaps} were resampled onto {steps + 1} even ones, {span / steps:.3f} mm apart, and "
         f"shifted within their planes by up to {far:.1f} mm; voxels that no slice reaches have the lowest value"
     )
     return Grid(shape, affine, first.frame_of_reference), (note,)

@@ -46,7 +46,7 @@ from medcam.formats.exporting import Export
 from medcam.formats.findings import findings
 from medcam.options import at_least, one_of
 from medcam.render import display_range, overlay_rgb, to_display
-from medcam.volume import Source
+from medcam.volume import Source, Volume
 
 _SERIES_NUMBER = 9001
 # A file counts its pixels in 32 bits.
@@ -58,6 +58,25 @@ _SYNTAXES: dict[str, tuple[UID, str]] = {
     "jpeg-ls": (JPEGLSLossless, "pyjpegls"),
     "jpeg-2000": (JPEG2000Lossless, "pylibjpeg"),
 }
+
+
+def check_secondary_capture(
+    volume: Volume, *, colour_bar: object = False, compress: str | None = None, slices: str = "all", most: int = 10
+) -> None:
+    """Refuse an image that no Secondary Capture can be made of, and options that make no sense: before a long computation.
+
+    Raises
+    ------
+    UsageError, OutputError
+        As `secondary_capture`.
+    """
+    if colour_bar not in (True, False):
+        raise UsageError(f"colour_bar is True or False, not {colour_bar!r}")
+    one_of("slices", slices, ("all", "key"))
+    at_least("most", most)
+    if compress is not None:
+        one_of("compress", compress, tuple(_SYNTAXES))
+    dicom_derived.source_instances(volume.source)
 
 
 def secondary_capture(
@@ -88,12 +107,7 @@ def secondary_capture(
     OutputError
         If the source is not DICOM, does not lie where the heatmap lies, or the file cannot be written.
     """
-    if colour_bar not in (True, False):
-        raise UsageError(f"colour_bar is True or False, not {colour_bar!r}")
-    one_of("slices", slices, ("all", "key"))
-    at_least("most", most)
-    if compress is not None:
-        one_of("compress", compress, tuple(_SYNTAXES))
+    check_secondary_capture(export.volume, colour_bar=colour_bar, compress=compress, slices=slices, most=most)
     heatmap, volume = export.heatmap, export.volume
     source = volume.source
     dicom_derived.source_instances(source)

@@ -142,6 +142,10 @@ def sidecar_of(path: Path) -> Mapping[str, Any]:
         raise _damaged(path, "it holds no names and values")
     version = values.get("sidecar_version")
     if version != VERSION:
+        if path.name.partition(".")[0].endswith("_label"):
+            raise InputError(
+                f"{path.name} is the mask of a heatmap; give the heatmap itself, the file without '_label'"
+            )
         holds = "holds no heatmap that medcam can take up" if version is None else f"has version {version!r:.20}"
         raise InputError(
             f"{sidecar.name} {holds}; this medcam reads heatmaps stored in version {VERSION}: explain the image again"

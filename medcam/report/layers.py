@@ -16,6 +16,8 @@ from medcam.volume import Heatmap, Volume
 
 # A page is sent by mail and opened on a laptop: a larger image is shown in larger voxels, and the page says so.
 _MOST_VOXELS = 12_000_000
+# Slices are thick that step by so many times the coarser spacing within them.
+_THICK = 1.5
 
 
 @dataclass(frozen=True)
@@ -62,15 +64,19 @@ def heatmap_layer(heatmap: Heatmap, shown: Shown) -> bytes:
 
 
 def outline_layer(mask: Bool[np.ndarray, "i j k"], shown: Shown) -> bytes:
-    """Return the voxels of a mask that touch its outside along an axis of the grid that has more than one voxel: 1, else 0."""
+    """Return the voxels of a mask that touch its outside: 1, else 0.
+
+    Across thick slices nothing touches: a lesion's first and last slice would be all outline.
+    """
     inside = _largest(mask.astype(np.uint8), shown) > 0
     footprint = np.zeros((3, 3, 3), bool)
     footprint[1, 1, 1] = True
+    thick = [mm > _THICK * sorted(shown.grid.spacing_mm)[1] for mm in shown.grid.spacing_mm]
     for axis in range(3):
-        if inside.shape[axis] > 1:
+        if inside.shape[axis] > 1 and not thick[axis]:
             for side in (0, 2):
                 footprint[tuple(side if a == axis else 1 for a in range(3))] = True
-    core = binary_erosion(inside, footprint, border_value=False)
+    core = binary_erosion(inside, footprint, border_value=True)
     return _nifti((inside & ~core).astype(np.uint8), shown.grid, 1.0, 0.0)
 
 

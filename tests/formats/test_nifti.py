@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 import tracemalloc
+from dataclasses import replace
 from pathlib import Path
 
 import nibabel
@@ -367,3 +368,15 @@ def test_a_real_image_is_what_nibabel_and_simpleitk_read(real_data: Path, name: 
     index = [5, 40, 20]
     lps = np.array(itk.TransformIndexToPhysicalPoint(index))
     np.testing.assert_allclose(volume.grid.world_mm(np.array(index)), lps * [-1, -1, 1], atol=1e-3)
+
+
+def test_another_heatmap_of_the_same_name_does_not_take_its_place(tmp_path: Path) -> None:
+    grid = GRIDS["coronal"]
+    placed, volume = heatmap(grid, np.random.default_rng(1).normal(size=grid.shape).astype(np.float32))
+    other = replace(placed, recipe=replace(placed.recipe, target="another"), target="another")
+    first = write(placed, volume, tmp_path, formats=["nifti"])
+    again = write(placed, volume, tmp_path, formats=["nifti"])
+    beside = write(other, volume, tmp_path, formats=["nifti"])
+    assert first == again
+    assert not {path.name for path in first} & {path.name for path in beside}
+    assert json.loads(first[1].read_text())["target"] != json.loads(beside[1].read_text())["target"]

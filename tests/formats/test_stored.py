@@ -274,7 +274,7 @@ def test_any_byte_of_a_sidecar_may_be_wrong(tmp_path: Path) -> None:
 def test_what_is_no_stored_heatmap_is_named(tmp_path: Path) -> None:
     _, volume, path = stored(tmp_path / "out", source(tmp_path / "study"))
     mask = path.with_name(path.name.replace(".nii.gz", "_label.nii.gz"))
-    with pytest.raises(InputError, match="holds no heatmap that medcam can take up"):
+    with pytest.raises(InputError, match="is the mask of a heatmap; give the heatmap itself"):
         read_heatmap(mask, volume)
     with pytest.raises(InputError, match=r"is no stored heatmap"):
         read_heatmap(tmp_path / "study" / "000.dcm", volume)

@@ -72,14 +72,18 @@ def test_each_layer_lies_where_the_image_lies_whatever_its_axes() -> None:
     assert nibabel.aff2axcodes(affine) == ("R", "A", "S")
 
 
-def test_the_outline_is_the_lesions_edge_and_not_its_inside() -> None:
-    grid = Grid((9, 8, 7), AFFINE)
+@pytest.mark.parametrize("thick", [False, True])
+def test_the_outline_is_the_lesions_edge_and_not_its_inside(thick: bool) -> None:
+    grid = Grid((9, 8, 7), AFFINE if thick else AFFINE @ np.diag([2.0, 1.0, 0.7, 1.0]))
     mask = np.zeros(grid.shape, bool)
     mask[2:7, 2:6, 1:6] = True
     index = np.stack(np.meshgrid(*map(np.arange, grid.shape), indexing="ij"), -1).reshape(-1, 3)
     shell = at(outline_layer(mask, shown_grid(grid)), grid.world_mm(index)).reshape(grid.shape)
     expected = mask.copy()
-    expected[3:6, 3:5, 2:5] = False
+    # Of thick slices the first and the last one have an inside, too.
+    expected[3:6, 3:5, 1:6] = False
+    if not thick:
+        expected[3:6, 3:5, [1, 5]] = True
     np.testing.assert_array_equal(shell.astype(bool), expected)
 
 

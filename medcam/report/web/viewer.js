@@ -81,7 +81,8 @@
       heatmaps.forEach((each, n) => {
         if (each.colormap !== colours.value) nv.setColormap(each.id, colours.value);
         // After the colours: choosing them forgets the limits.
-        each.colormapType = 1;
+        // Colours from 0 to the maximum, and none below the threshold (1 would fade them in there).
+        each.colormapType = 2;
         each.cal_min = Number(threshold.value);
         each.cal_max = 1;
         each.colorbarVisible = n === chosen;
