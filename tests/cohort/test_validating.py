@@ -157,7 +157,8 @@ def test_results_come_back_from_their_file_and_the_tables_hold_them(folder: Path
     assert float(rows[1]["average_precision"]) == pytest.approx(one.numbers["average_precision"].value, rel=1e-5)
     assert rows[1]["patient"] == "1"
     assert rows[7]["average_precision"] == ""
-    lesions = list(csv.DictReader(files[2].open(newline="")))
+    with files[2].open(newline="") as stream:
+        lesions = list(csv.DictReader(stream))
     assert len(lesions) == sum(len(c.measures.lesions) for c in cohort.cases if c.measures)
     broken = json.loads(files[0].read_text())
     for change in ({"results_version": 0}, {"summary": [{"map": 1}]}, {"settings": {}}):
