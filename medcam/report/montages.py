@@ -73,7 +73,7 @@ def comparison(
     widths = [w * scale for w, _ in sizes]
     width = _LEFT + sum(widths) + _GAP * (len(columns) - 1) + _RIGHT
     height = _TOP + len(names) * (cell_height + _BETWEEN) + _BOTTOM
-    width = max(width, 5.2)
+    width = max(width, 6.0)  # the line below the title
     figure = Figure(figsize=(width, height), facecolor="white")
     FigureCanvasAgg(figure)
     _say(figure, 0.1, 0.2, title, size=10.0, weight="bold")
