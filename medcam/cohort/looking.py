@@ -94,7 +94,8 @@ def looked(
             heatmap, image = heatmap_of(file, volumes[0] if volumes else None)
             if template is None:
                 codes["".join(heatmap.grid.axis_codes)] = entry.line
-                one = in_own_frame(heatmap.relevance)
+                # Before cells are averaged, or what speaks against the target would cancel what speaks for it.
+                one = in_own_frame(np.maximum(heatmap.relevance, 0))
             else:
                 transform = np.eye(4) if entry.transform is None else read_transform(entry.transform)
                 one = onto_template(heatmap, template, transform)

@@ -122,7 +122,7 @@ def _from_edge(n: int) -> Float[np.ndarray, " n"]:
 
 
 def clusters(low: Float[np.ndarray, "n c"], about: Sequence[Features], *, most: int = 6) -> tuple[Cluster, ...]:
-    """Group maps that look alike, the largest group first.
+    """Group maps that look alike, the largest group first; maps without positive relevance belong to none.
 
     Parameters
     ----------
@@ -138,16 +138,21 @@ def clusters(low: Float[np.ndarray, "n c"], about: Sequence[Features], *, most: 
     Ward, Hierarchical grouping to optimize an objective function, JASA 1963, on Hellinger's distance; the idea: Lapuschkin et al.,
     Unmasking Clever Hans predictors, Nature Communications 2019.
     """
-    if len(low) < 2:
-        return tuple(Cluster((n,), "") for n in range(len(low)))
+    told = np.flatnonzero(low.sum(1) > 0)
+    if len(told) < 2:
+        return tuple(Cluster((int(n),), "") for n in told)
     points = np.sqrt(low)
-    labels: Int[np.ndarray, " n"] = fcluster(linkage(points, "ward"), min(most, max(1, len(low) // 5)), "maxclust")
+    groups: Int[np.ndarray, " n"] = fcluster(
+        linkage(points[told], "ward"), min(most, max(1, len(told) // 5)), "maxclust"
+    )
+    labels = np.zeros(len(low), np.int64)
+    labels[told] = groups
     found = []
-    for label in np.unique(labels):
+    for label in np.unique(groups):
         members = np.flatnonzero(labels == label)
         away = np.linalg.norm(points[members] - points[members].mean(0), axis=1)
         members = members[np.argsort(away, kind="stable")]
-        found.append(Cluster(tuple(int(n) for n in members), _shortcut([about[int(n)] for n in members], len(low))))
+        found.append(Cluster(tuple(int(n) for n in members), _shortcut([about[int(n)] for n in members], len(told))))
     return tuple(sorted(found, key=lambda cluster: -len(cluster.members)))
 
 
@@ -163,6 +168,8 @@ def _shortcut(members: Sequence[Features], count: int) -> str:
 def words(found: Sequence[Cluster], about: Sequence[Features]) -> tuple[str, ...]:
     """Say which clusters point at a shortcut and how many maps lie where; one sentence if none does."""
     known = [each for each in about if each.border == each.border]
+    empty = len(about) - len(known)
+    blank = (f"{empty} of {len(about)} maps have no positive relevance and lie nowhere.",) if empty else ()
     told = []
     for n, cluster in enumerate(found, 1):
         if cluster.shortcut:
@@ -173,7 +180,8 @@ def words(found: Sequence[Cluster], about: Sequence[Features]) -> tuple[str, ...
     if not told:
         return (
             f"No cluster of the {len(known)} maps points at the border, a corner, text or what lies outside the body.",
+            *blank,
         )
     counts: Mapping[str, int] = {name: sum(name in each.lies() for each in known) for name in RULES}
     told += [f"{count} of {len(known)} maps lie {WORDS[name]}." for name, count in counts.items() if count]
-    return tuple(told)
+    return (*told, *blank)

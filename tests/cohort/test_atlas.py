@@ -113,6 +113,14 @@ def explain_like(values: np.ndarray, grid: Grid) -> Heatmap:
     return Heatmap(values, grid, made_volume(values, grid).source, Recipe("", "", "", "", ""), "", 0.0)
 
 
+def test_empty_maps_belong_to_no_cluster_and_are_told_of() -> None:
+    low = np.array([[0.0, 0.0], [1.0, 0.0], [0.0, 0.0], [0.5, 0.5]])
+    about = [features(np.full((9, 7, 1), each.sum(), np.float32), None) for each in low]
+    found = clusters(low, about)
+    assert sorted(member for cluster in found for member in cluster.members) == [1, 3]
+    assert words(found, about)[1] == "2 of 4 maps have no positive relevance and lie nowhere."
+
+
 def test_mean_and_frequency_leave_out_what_was_not_looked_at() -> None:
     first = np.array([[[4.0], [1.0]], [[2.0], [-3.0]], [[np.nan], [0.0]]], np.float32)
     second = np.array([[[0.0], [10.0]], [[6.0], [0.0]], [[4.0], [np.nan]]], np.float32)
@@ -126,28 +134,31 @@ def test_mean_and_frequency_leave_out_what_was_not_looked_at() -> None:
 def test_the_command_writes_maps_a_picture_and_the_cluster_of_a_border(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Ten maps in the middle, ten on the left edge."""
+    """Ten maps in the middle, ten on the left edge, and one that is empty."""
     rows = ["case,patient,class,heatmap"]
-    for n in range(20):
+    for n in range(21):
         values = np.zeros((60, 50, 1), np.float32)
         if n < 10:
             values[25:35, 20 + n % 3 : 30, 0] = 1 + n
-        else:
+            # More speaks against the target than for it, in the same coarse cells.
+            values[25:35:2, 20 + n % 3 : 30, 0] = -9
+        elif n < 20:
             values[0:4, 15:35, 0] = 1 + n
         nibabel.save(nibabel.Nifti1Image(values, np.diag([-1.0, -1.0, 1.0, 1.0])), tmp_path / f"m{n}.nii.gz")
-        rows.append(f"c{n},secret{n},{'left' if n >= 10 else 'middle'},m{n}.nii.gz")
+        rows.append(f"c{n},secret{n},{('middle', 'left', 'none')[n // 10]},m{n}.nii.gz")
     (tmp_path / "maps.csv").write_text("\n".join(rows) + "\n")
     out = tmp_path / "atlas"
     assert cli.main(["atlas", str(tmp_path / "maps.csv"), "--out", str(out), "--json", "--quiet"]) == 0
     values = json.loads(capsys.readouterr().out)
     assert values["shortcuts"] == ["border"]
     assert "10 of 20 maps lie on the border." in values["words"]
+    assert "1 of 21 maps have no positive relevance and lie nowhere." in values["words"]
     stored = json.loads((out / "atlas.json").read_text())
     (told,) = [each for each in stored["clusters"] if each["shortcut"]]
     assert set(told["lines"]) == set(range(12, 22))
     left = nibabel.load(out / "frequency_class__left.nii.gz").get_fdata()
     assert left[0, 25, 0] == 1.0
     assert left[32:, :, 0].max() == 0.0
-    assert nibabel.load(out / "frequency_all.nii.gz").get_fdata().max() == 0.5
+    assert nibabel.load(out / "frequency_all.nii.gz").get_fdata().max() == pytest.approx(10 / 21)
     assert (out / "atlas.png").stat().st_size > 5000
     assert "secret" not in (out / "atlas.json").read_text()
