@@ -177,3 +177,11 @@ def test_methods_that_tie_everywhere_rank_alike() -> None:
     found = rank_methods({name: [0.5, 0.7, np.nan] for name in "xyz"}, [*"abc"])
     assert set(found.mean_ranks.values()) == {2.0}
     assert (found.friedman, found.friedman_p, found.undefined) == (0.0, 1.0, 1)
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_the_signed_ranks_of_few_patients_are_those_of_scipy_with_ties_zeros_or_neither(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    apart = rng.normal(0.3, 1, 6 + seed % 3) if seed % 2 else rng.integers(-3, 4, 6 + seed % 3) / 2
+    found = difference(apart, np.zeros(len(apart)), [str(n) for n in range(len(apart))]).wilcoxon_p
+    assert found == pytest.approx(stats.wilcoxon(apart, zero_method="pratt").pvalue, abs=1e-12)
