@@ -20,10 +20,9 @@ OBLIQUE = GEOMETRIES["oblique"]
 
 
 @pytest.mark.slow
+@pytest.mark.alone
 def test_a_ct_of_600_slices_reads_about_as_fast_as_by_simpleitk(tmp_path: Path) -> None:
-    """The goal is no slower. Alone on two cores it takes 1.05 times as long, half of it pydicom's parsing of headers, which are kept whole;
-    beside another busy process 1.4 times, since it uses both cores and SimpleITK one. The bound leaves room for that.
-    """
+    """The goal, no slower, is not met by some hundredths: half of the time is pydicom's parsing of headers, which are kept whole."""
     pytest.importorskip("SimpleITK")
     voxels = np.random.default_rng(0).integers(0, 4096, (512, 512, 600), dtype=np.int16)
     write_series(tmp_path, voxels, OBLIQUE, modality="CT", slope=1, intercept=-1024)
@@ -58,7 +57,7 @@ for _ in range(8):
         name, seconds = line.split()
         took[name].append(float(seconds))
     # The best of several: whatever else the machine does only adds.
-    assert min(took["medcam"]) <= 2 * min(took["SimpleITK"]), took
+    assert min(took["medcam"]) <= 1.15 * min(took["SimpleITK"]), took
     np.testing.assert_array_equal(read_dicom(tmp_path).voxels[::64, ::64], voxels[::64, ::64] - 1024.0)
 
 

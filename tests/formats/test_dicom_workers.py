@@ -146,6 +146,7 @@ def test_what_a_library_prints_does_not_come_between(
 
 
 @pytest.mark.slow
+@pytest.mark.alone
 def test_a_compressed_series_decodes_on_both_cores(tmp_path: Path) -> None:
     if (os.cpu_count() or 1) < 2:
         pytest.skip("there is one core")
@@ -163,5 +164,4 @@ def test_a_compressed_series_decodes_on_both_cores(tmp_path: Path) -> None:
                 list(pool.map(lambda _, decode=decode: decode(pixels, 0), range(40)))
                 runs.append(time.perf_counter() - start)
             took[name] = min(runs)
-    # Beside another busy process the two workers share what is left.
-    assert took["workers"] < 0.95 * took["here"], took
+    assert took["workers"] < 0.75 * took["here"], took

@@ -15,7 +15,7 @@ from medcam.validate.measuring import measure
 from medcam.validate.ranked import Ranked, levels_of
 from medcam.validate.scene import Scene
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.alone]
 SPACING = (1.0, 1.0, 1.2)
 
 
@@ -64,14 +64,13 @@ def one_pass(relevance: np.ndarray, lesion: np.ndarray) -> np.ndarray:
     return np.stack([both / union, ranked.level_dice(), both / selected, both / scene.lesion_voxels])
 
 
-def test_all_thresholds_of_a_large_case_come_from_one_pass_many_times_faster_than_a_loop() -> None:
+def test_all_thresholds_of_a_large_case_come_from_one_pass_50_times_faster_than_a_loop() -> None:
     relevance, lesion = case_of(256)
     fast = seconds(lambda: one_pass(relevance, lesion), 3)
     slow = seconds(lambda: loop(relevance, lesion))
     print(f"loop {slow:.2f} s, one pass {fast:.3f} s: {slow / fast:.0f} times")
     np.testing.assert_allclose(one_pass(relevance, lesion), loop(relevance, lesion))
-    # 56 to 74 times on two busy cores; another processor may have another ratio.
-    assert slow >= 35 * fast
+    assert slow >= 50 * fast
 
 
 def test_a_map_of_noise_takes_longer_but_still_beats_the_loop_by_far() -> None:
