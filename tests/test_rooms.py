@@ -26,9 +26,10 @@ MAY_KNOW = {
     "render": {"geometry", "volume", "recipe", "whole_file"},
     "formats": {"geometry", "volume", "recipe", "render", "whole_file", "options"},
     "report": {"geometry", "volume", "recipe", "render", "formats", "whole_file", "validate", "cohort"},
-    "pacs": {"formats", "whole_file"},
+    "pacs": {"formats", "whole_file", "pipeline", "models", "volume", "workers"},
     "prepare": {"geometry", "volume"},
     "validate": {"geometry", "occupancy", "volume"},
+    "workers": set(),
     "options": set(),
     "engine": {"options"},
     "trials": {"engine", "options", "validate"},
@@ -36,9 +37,11 @@ MAY_KNOW = {
     "cohort": {
         "occupancy",
         *("geometry", "volume", "recipe", "options", "whole_file", "formats"),
-        *("engine", "models", "prepare", "pipeline", "validate", "trials"),
+        *("engine", "models", "prepare", "pipeline", "validate", "trials", "workers"),
     },
     "pipeline": {"geometry", "volume", "recipe", "engine", "models", "prepare"},
+    # What slots into somebody else's pipeline.
+    "plugins": {"geometry", "volume", "recipe", "options", "formats", "render", "engine", "models", "prepare", "pipeline"},
 }
 TOP = {"cli", "commands", "doctor", "__init__", "__main__"}
 
