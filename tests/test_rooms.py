@@ -41,7 +41,18 @@ MAY_KNOW = {
     },
     "pipeline": {"geometry", "volume", "recipe", "engine", "models", "prepare"},
     # What slots into somebody else's pipeline.
-    "plugins": {"geometry", "volume", "recipe", "options", "formats", "render", "engine", "models", "prepare", "pipeline"},
+    "plugins": {
+        "geometry",
+        "volume",
+        "recipe",
+        "options",
+        "formats",
+        "render",
+        "engine",
+        "models",
+        "prepare",
+        "pipeline",
+    },
 }
 TOP = {"cli", "commands", "doctor", "__init__", "__main__"}
 
