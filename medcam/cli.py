@@ -9,7 +9,7 @@ import os
 import sys
 import traceback
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -97,7 +97,9 @@ def _words(error: BaseException) -> str:
 
 def _run(arguments: list[str]) -> int:
     parser, commands = _parsers()
-    options = parser.parse_args(arguments)
+    options, unknown = parser.parse_known_args(arguments)
+    if unknown:
+        raise UsageError(_no_such(unknown[0], options.command, commands))
     if not options.command:
         parser.print_help()
         return 0
@@ -116,6 +118,20 @@ def _run(arguments: list[str]) -> int:
     else:
         sys.stdout.write("\n".join(result.lines) + "\n")
     return 0 if result.ok else 1
+
+
+def _no_such(word: str, name: str | None, commands: Mapping[str, argparse.ArgumentParser]) -> str:
+    """Say that a word of the command line means nothing, and which one it resembles."""
+    if name is None:
+        return f"there is no option '{word}' before the command (`medcam --help` explains)"
+    if not word.startswith("-"):
+        return f"medcam {name} takes nothing more, but '{word}' came (`medcam {name} --help` explains)"
+    option = word.partition("=")[0]
+    # Without their dashes, which would make any two alike.
+    known = [each.lstrip("-") for action in commands[name]._actions for each in action.option_strings]
+    near = difflib.get_close_matches(option.lstrip("-"), known, n=1)
+    hint = f"; did you mean --{near[0]}?" if near else ""
+    return f"medcam {name} has no option {option}{hint} (`medcam {name} --help` explains)"
 
 
 def _tell(line: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 import time
@@ -364,3 +365,26 @@ def test_a_full_disk_ends_in_one_line_and_leaves_nothing_half_written(
     assert (code, out) == (5, "")
     assert err.splitlines()[-1].startswith("medcam: error: cannot write ")
     assert list((tmp_path / "out").iterdir()) == []
+
+
+def test_a_word_that_means_nothing_is_named_with_what_it_resembles(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["explain", "head.nii.gz", "--metod=rise"]) == 2
+    assert "medcam explain has no option --metod; did you mean --method?" in capsys.readouterr().err
+    assert main(["validate", "cases.csv", "--zzz", "3"]) == 2
+    assert "did you mean" not in capsys.readouterr().err
+    assert main(["methods", "rise", "cam"]) == 2
+    assert "medcam methods takes nothing more, but 'cam' came" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("kind", ["methods", "formats"])
+def test_every_row_of_a_table_tells_what_its_options_mean(capsys: pytest.CaptureFixture[str], kind: str) -> None:
+    assert main([kind, "--json"]) == 0
+    for row in json.loads(capsys.readouterr().out)[kind]:
+        assert main([kind, row["name"]]) == 0
+        told = capsys.readouterr().out
+        for option in row["options"]:
+            # numpydoc: names of options on a line of their own, their meaning indented below.
+            assert re.search(rf"^    (\w+, )*{option}(, \w+)*\n        \S", told, re.MULTILINE), (
+                f"{row['name']}: {option}"
+            )
+    assert main([kind, "nothing-like-it"]) == 2

@@ -10,19 +10,19 @@ from medcam.commands.tables import listing
 
 _EXAMPLES = """\
   medcam formats
+  medcam formats dicom-seg
   medcam explain study_folder --model tumour_bundle.zip --formats nifti,dicom-sc,png
 """
 
 
 def add(commands: Commands) -> None:
     """Add the parser."""
-    command(commands, "formats", "what a heatmap can be written as", examples=_EXAMPLES)
+    parser = command(commands, "formats", "what a heatmap can be written as", examples=_EXAMPLES)
+    parser.add_argument("name", nargs="?", metavar="NAME", help="one format, with what its options mean")
 
 
 def run(options: Namespace, say: Say) -> Result:
-    """List the formats."""
+    """List the formats, or explain one."""
     from medcam.formats import WRITERS
-    from medcam.options import function_at
 
-    writers = {name: function_at(row) for name, row in WRITERS.items()}
-    return listing("formats", writers, "an option is given with the format: --formats \"nifti,NAME(option='value')\"")
+    return listing("format", WRITERS, options.name, usage="--formats \"nifti,NAME(option='value')\"")

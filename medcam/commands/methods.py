@@ -10,17 +10,19 @@ from medcam.commands.tables import listing
 
 _EXAMPLES = """\
   medcam methods
+  medcam methods 'grad-cam++'
   medcam explain film.dcm --model demo-cxr --method 'occlusion(window=64, stride=32)'
 """
 
 
 def add(commands: Commands) -> None:
     """Add the parser."""
-    command(commands, "methods", "the methods and their options", examples=_EXAMPLES)
+    parser = command(commands, "methods", "the methods and their options", examples=_EXAMPLES)
+    parser.add_argument("name", nargs="?", metavar="NAME", help="one method, with what its options mean")
 
 
 def run(options: Namespace, say: Say) -> Result:
-    """List the methods."""
+    """List the methods, or explain one."""
     from medcam.engine.methods import EXPLAINERS
 
-    return listing("methods", EXPLAINERS, "an option is given with the method: --method 'rise(masks=2000)'")
+    return listing("method", EXPLAINERS, options.name, usage="--method 'rise(masks=2000)'")

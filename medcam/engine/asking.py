@@ -94,6 +94,11 @@ def smooth_grad_cam_pp(
 def shapley_cam(*, per_cell: bool = False) -> Explainer:
     """Weigh each channel by its gradient less half the curvature; see `cams.shapley_cam_weights`.
 
+    Parameters
+    ----------
+    per_cell
+        Whether each cell keeps its own weight instead of the mean over its channel.
+
     References
     ----------
     Cai, CAMs as Shapley value-based explainers, arXiv 2501.06261.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -24,6 +25,13 @@ _NEGATIVE = (
     "Grad-CAM++ is made for activations behind a ReLU; {value:.0%} of this layer's channels sum to less than zero, where its weights can "
     "be huge. Choose a layer behind a ReLU, or another method."
 )
+_EIGEN_SMOOTH = """\
+Parameters
+----------
+eigen_smooth
+    Whether the map is the first principal component of the weighted channels instead of their sum: less noise, and less of what few
+    channels say.
+"""
 _CROSSING = (
     "In {value:.0%} of this layer's channels positive and negative activations cancel, where XGrad-CAM's weight does not exist; they take "
     "Grad-CAM's."
@@ -64,24 +72,48 @@ def weighing(
 
         return replace(plain, explain=explain)
 
-    make.__doc__ = weights.__doc__
+    make.__doc__ = f"{inspect.getdoc(weights)}\n\n{_EIGEN_SMOOTH}"
     return make
 
 
 def eigen_cam(*, centred: bool = False) -> Explainer:
-    """Return the first principal component of the activation; it knows no target."""
+    """Return the first principal component of the activation; it knows no target.
+
+    Parameters
+    ----------
+    centred
+        Whether each channel's mean is taken off first, as pytorch-grad-cam does; the map's mean is then zero.
+
+    References
+    ----------
+    Muhammad and Yeasin, Eigen-CAM, IJCNN 2020 (arXiv 2008.00299).
+    """
     return Explainer(
         lambda study: components.eigen_cam(study.activation, centred=centred), needs=frozenset({"activation"})
     )
 
 
 def eigengrad_cam(*, centred: bool = False) -> Explainer:
-    """Return the first principal component of activation times gradient."""
+    """Return the first principal component of activation times gradient.
+
+    Parameters
+    ----------
+    centred
+        Whether each channel's mean is taken off first, as pytorch-grad-cam's EigenGradCAM does.
+    """
     return rule(lambda activation, gradient: components.eigengrad_cam(activation, gradient, centred=centred))
 
 
 def seg_xres_cam(*, window: int | tuple[int, ...] = 2, pooling: str = "mean") -> Explainer:
-    """Weigh each cell by the gradient pooled over its window; see `cams.seg_xres_cam_weights`."""
+    """Weigh each cell by the gradient pooled over its window; see `cams.seg_xres_cam_weights`.
+
+    Parameters
+    ----------
+    window
+        Sides of the windows in cells of the layer: one number, or one for each axis.
+    pooling
+        'mean' or 'max', of the gradient in a window.
+    """
 
     def weights(activation: Float[Tensor, "b c *t"], gradient: Float[Tensor, "b c *t"]) -> Float[Tensor, "b c *t"]:
         return cams.seg_xres_cam_weights(activation, gradient, window=window, pooling=pooling)
