@@ -98,10 +98,11 @@ def check_formats(formats: str | Iterable[str], volume: Volume, *, threshold: fl
         raise UsageError(f"the format {twice[0]} is asked for twice, with different options; write one after the other")
     if not 0 < threshold < 1:
         raise UsageError(f"a threshold is a fraction of the maximum, above 0 and below 1, not {threshold}")
+    names = tuple(each.name for each in wanted.values())
     for each in wanted.values():
         if each.name in CHECKS:
             check = resolve_name(CHECKS[each.name])
-            given = {"threshold": threshold} | options_of(each.function) | dict(each.options)
+            given = {"threshold": threshold, "beside": names} | options_of(each.function) | dict(each.options)
             check(volume, **{name: given[name] for name in options_of(check)})
     return tuple(wanted.values())
 
@@ -149,12 +150,12 @@ WRITERS: dict[str, str] = {
     "png": "medcam.formats.picture:write_png",
 }
 # What refuses an image that a format cannot be written for, or its options, before anything is computed: a function of the `Volume`, and by
-# name of those options and of the threshold that it asks for.
+# name of those options that it asks for, of the `threshold`, and of the formats that are written with it (`beside`).
 CHECKS: dict[str, str] = {
     "dicom-sc": "medcam.formats.dicom_secondary_capture:check_secondary_capture",
     "dicom-seg": "medcam.formats.dicom_segmentation:check_segmentation",
     "dicom-pm": "medcam.formats.dicom_parametric_map:check_parametric_map",
     "dicom-sr": "medcam.formats.dicom_derived:check_source",
     "dicom-ps": "medcam.formats.dicom_derived:check_source",
-    "dicom-ko": "medcam.formats.dicom_derived:check_source",
+    "dicom-ko": "medcam.formats.dicom_key_objects:check_key_objects",
 }

@@ -22,9 +22,10 @@ from pydicom.uid import (
 
 from medcam.errors import UsageError
 from medcam.formats.dicom_companions import companions, evidence
-from medcam.formats.dicom_derived import WARNING, Instance, derivation, derived_instance, finalised, saved
+from medcam.formats.dicom_derived import WARNING, Instance, check_source, derivation, derived_instance, finalised, saved
 from medcam.formats.dicom_observer import observer
 from medcam.formats.exporting import Export
+from medcam.volume import Volume
 
 _SERIES_NUMBER = 9005
 # In the order in which they are worth a look.
@@ -33,17 +34,34 @@ _GATHERED = ("dicom-sc", "dicom-seg", "dicom-pm", "dicom-sr", "dicom-ps")
 _DOCUMENTS = (Comprehensive3DSRStorage, GrayscaleSoftcopyPresentationStateStorage)
 
 
-def key_objects(export: Export) -> tuple[Path, ...]:
-    """Write the list of all DICOM objects that an export writes beside it, in the source's study.
+def check_key_objects(volume: Volume, *, beside: tuple[str, ...]) -> None:
+    """Refuse an image that no DICOM object can be derived from, and a list of nothing.
 
     Raises
     ------
+    OutputError
+        If the image is not DICOM.
     UsageError
-        If it writes no other.
+        If none of what it could list is written with it.
+    """
+    check_source(volume)
+    if not set(beside) & set(_GATHERED):
+        raise UsageError(
+            "dicom-ko lists the other DICOM objects of an export, and this one writes none; ask for some of "
+            f"{', '.join(_GATHERED)} with it"
+        )
+
+
+def key_objects(export: Export) -> tuple[Path, ...]:
+    """Write the list of all DICOM objects that an export writes beside it, in the source's study, or nothing where there is none.
+
+    Raises
+    ------
     OutputError
         If the source is not DICOM, or the file cannot be written.
     """
-    return (saved(key_objects_dataset(export), export.path("_ko.dcm")),)
+    dataset = key_objects_dataset(export)
+    return () if dataset is None else (saved(dataset, export.path("_ko.dcm")),)
 
 
 def key_objects_instance(export: Export) -> Instance | None:
@@ -52,20 +70,11 @@ def key_objects_instance(export: Export) -> Instance | None:
     return _instance(export, gathered) if gathered else None
 
 
-def key_objects_dataset(export: Export) -> Dataset:
-    """Return what `key_objects` writes.
-
-    Raises
-    ------
-    UsageError
-        As `key_objects`.
-    """
+def key_objects_dataset(export: Export) -> Dataset | None:
+    """Return what `key_objects` writes, None where there is nothing to gather."""
     gathered = list(companions(export, _GATHERED).values())
     if not gathered:
-        raise UsageError(
-            "dicom-ko lists the other DICOM objects of an export, and this one writes none; ask for some of "
-            f"{', '.join(_GATHERED)} with it"
-        )
+        return None
     heatmap, instance = export.heatmap, _instance(export, gathered)
     objects = evidence(export, gathered)[-len(gathered) :]
     for item in objects:

@@ -234,12 +234,15 @@ def test_the_tiles_of_a_mosaic_are_placed_and_referred_to_as_a_whole(tmp_path: P
         formats.write(found, volume, tmp_path / "out", formats=["dicom-ps"])
 
 
-def test_a_selection_of_nothing_is_refused(tmp_path: Path) -> None:
-    export = made_export(made_series(tmp_path / "series"), tmp_path, formats={"nifti": {}, "dicom-ko": {}})
-    assert key_objects_instance(export) is None
+def test_a_selection_of_nothing_is_refused_before_anything_is_computed_and_else_not_written(tmp_path: Path) -> None:
+    volume = made_series(tmp_path / "series")
     with pytest.raises(UsageError, match="lists the other DICOM objects of an export, and this one writes none"):
-        key_objects(export)
-    assert not (tmp_path / "out_ko.dcm").exists()
+        formats.check_formats("nifti,dicom-ko", volume, threshold=0.5)
+    assert len(formats.check_formats("dicom-ko,dicom-seg", volume, threshold=0.5)) == 2
+    # A segmentation was asked for, and has nothing to show.
+    flat = np.zeros(volume.grid.shape, np.float32)
+    assert formats.write(heatmap(volume, flat), volume, tmp_path / "out", formats=["dicom-seg", "dicom-ko"]) == ()
+    assert key_objects_instance(made_export(volume, tmp_path, formats={"nifti": {}, "dicom-ko": {}})) is None
 
 
 def test_what_is_not_written_is_not_selected(tmp_path: Path) -> None:
