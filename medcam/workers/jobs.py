@@ -6,6 +6,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from medcam.errors import MedcamError
+
 DONE, FAILED, DIED, LATE = "done", "failed", "died", "late"
 
 
@@ -78,10 +80,25 @@ class Place:
     device: str = "cpu"
 
 
+class WorkersLostError(MedcamError):
+    """The workers, or what hands them their jobs, are gone. What was done stands; the jobs without an outcome can be given again."""
+
+
 # Called once in each worker, to load what all its jobs share (the network). It travels to the worker, so it is a frozen value with a
-# `__call__`. A MedcamError that it raises ends the run: no worker could do better.
+# `__call__`, of a module that the worker can import (not of `__main__`). A MedcamError that it raises ends the run: no worker could do
+# better. What it leaves behind in its process is gone with it.
 Setup = Callable[[Place], Stages]
 
 # Jobs are taken from the iterable one by one as workers come free, so whoever gives them can stop giving; what was taken is still
-# answered. Outcomes come as they are there, in any order, one for each job. Closing the iterator ends the workers.
-Engine = Callable[[Iterable[Job], Setup], Iterator[Outcome]]
+# answered. One who has none now, but may have one later, gives None, and is asked again after PAUSE_S. Outcomes come as they are there, in
+# any order, one for each job. Closing the iterator ends the workers at once.
+Engine = Callable[[Iterable[Job | None], Setup], Iterator[Outcome]]
+
+PAUSE_S = 0.2
+
+# Where the engines are. Each is a function whose keyword-only parameters are its options, and which returns an Engine.
+ENGINES = {
+    "inline": "medcam.workers.inline:inline",
+    "local": "medcam.workers.local:local",
+    "dask": "medcam.workers.dask_cluster:dask",
+}
