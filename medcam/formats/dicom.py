@@ -11,14 +11,14 @@ from __future__ import annotations
 import hashlib
 import re
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
 from medcam.errors import InputError
 from medcam.formats import dicom_pixels, dicom_series
-from medcam.formats.dicom_files import StoredFile, files_in, naming, read_header
+from medcam.formats.dicom_files import StoredFile, files_in, naming, read_header, stored_file
 from medcam.formats.dicom_film import place_film
 from medcam.formats.dicom_geometry import Placement, place_slices, refuse_size
 from medcam.formats.dicom_plane import size
@@ -28,7 +28,7 @@ from medcam.formats.dicom_series import Found, Series
 from medcam.formats.dicom_volumes import Candidate, choose_volume, volumes_of
 from medcam.volume import Frame, Source, Volume
 
-__all__ = ["Series", "find_series", "is_dicom", "read_dicom"]
+__all__ = ["Series", "find_series", "is_dicom", "read_dicom", "read_files"]
 
 
 def is_dicom(path: Path) -> bool:
@@ -103,15 +103,38 @@ def read_dicom(
         If the series holds several volumes and none was chosen, or the images are not one regular grid in space.
     """
     with _quiet(), files_in(path) as files:
-        found = dicom_series.choose(dicom_series.scan(files, path.name), series, path.name)
-        candidates = volumes_of(dicom_series.whole(found.instances), digest=digest_of)
-        number, candidate = choose_volume(candidates, volume)
-        placement = _place(candidate, allow_gaps=allow_gaps, regrid=regrid)
-        pictures = [None if n is None else candidate.pictures[n] for n in placement.order]
-        voxels, digests = read_voxels(pictures, size(candidate.pictures[0].header))
-        label = _label(found.series, number if volume is not None and len(candidates) > 1 else None)
-        source = _source(found, candidate, placement, digests, label)
-        unit = dicom_pixels.unit(next(each for each in pictures if each is not None).header)
+        return _read(files, path.name, series, volume, allow_gaps=allow_gaps, regrid=regrid)
+
+
+def read_files(
+    paths: Sequence[Path], *, series: str | None = None, volume: int | None = None, allow_gaps: bool = False
+) -> Volume:
+    """Read one volume from files that are named one by one, wherever they lie, as `read_dicom` does from a folder.
+
+    Raises
+    ------
+    UsageError, InputError, GeometryError
+        As `read_dicom`.
+    """
+    if gone := next((path for path in paths if not path.is_file()), None):
+        raise InputError(f"there is no file {gone.name} any more; see whether the series was moved")
+    files = [stored_file(path) for path in paths]
+    with _quiet():
+        return _read(files, paths[0].parent.name, series, volume, allow_gaps=allow_gaps, regrid=False)
+
+
+def _read(
+    files: Sequence[StoredFile], place: str, series: str | None, volume: int | None, *, allow_gaps: bool, regrid: bool
+) -> Volume:
+    found = dicom_series.choose(dicom_series.scan(files, place), series, place)
+    candidates = volumes_of(dicom_series.whole(found.instances), digest=digest_of)
+    number, candidate = choose_volume(candidates, volume)
+    placement = _place(candidate, allow_gaps=allow_gaps, regrid=regrid)
+    pictures = [None if n is None else candidate.pictures[n] for n in placement.order]
+    voxels, digests = read_voxels(pictures, size(candidate.pictures[0].header))
+    label = _label(found.series, number if volume is not None and len(candidates) > 1 else None)
+    source = _source(found, candidate, placement, digests, label)
+    unit = dicom_pixels.unit(next(each for each in pictures if each is not None).header)
     if placement.stored:
         voxels = resampled(voxels, placement.stored, placement.grid)
     # Slices lie one after the other in memory, as they come from the files; the volume is a view with the axes i j k.

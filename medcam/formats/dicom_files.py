@@ -64,6 +64,11 @@ class StoredFile:
     open: Callable[[], IO[bytes]] = field(repr=False, compare=False)
 
 
+def stored_file(path: Path) -> StoredFile:
+    """Return a file of the disk."""
+    return StoredFile(path, _opener(path))
+
+
 @contextmanager
 def files_in(path: Path) -> Iterator[list[StoredFile]]:
     """Yield the files at a path: itself, all below a folder (without links to folders), the members of a zip, or what the
@@ -75,7 +80,7 @@ def files_in(path: Path) -> Iterator[list[StoredFile]]:
         If nothing is there, or a zip is damaged, encrypted, or would unpack to more than any study.
     """
     if path.is_dir():
-        yield [StoredFile(each, _opener(each)) for each in _walk(path)]
+        yield [stored_file(each) for each in _walk(path)]
     elif not path.is_file():
         raise InputError(f"there is no file or folder {path.name}; check the path")
     elif _is_zip(path):
@@ -86,9 +91,9 @@ def files_in(path: Path) -> Iterator[list[StoredFile]]:
         with archive:
             yield [StoredFile(path / _plain(m.filename), partial(archive.open, m)) for m in _members(archive, path)]
     elif is_directory(path):
-        yield [StoredFile(each, _opener(each)) for each in listed_files(path)]
+        yield [stored_file(each) for each in listed_files(path)]
     else:
-        yield [StoredFile(path, _opener(path))]
+        yield [stored_file(path)]
 
 
 class HeaderRead(NamedTuple):
