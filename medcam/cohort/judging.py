@@ -1,9 +1,12 @@
-"""One case's run: from its files to its numbers and its verdict. A case that fails is a value."""
+"""One case's run in three steps, from its files to its numbers and its verdict: read, explain and measure, write.
+
+`judged` takes them one after the other; a worker of a cohort overlaps those of different cases. A case that fails is a value.
+"""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -36,6 +39,28 @@ _SPOTS = 64
 
 
 @dataclass(frozen=True, eq=False)
+class Inputs:
+    """What was read of one case.
+
+    Parameters
+    ----------
+    volumes
+        The images; () where the table names none. Where a given heatmap lies on a slice of the first, that slice.
+    heatmap
+        The one that the table names, or None if the model is to make it.
+    truth
+        Where the lesion is; None where that is not known, so that there is nothing to measure against.
+    organ
+        Where evidence may lie, as the table says.
+    """
+
+    volumes: tuple[Volume, ...]
+    heatmap: Heatmap | None = None
+    truth: Truth | None = None
+    organ: Volume | None = None
+
+
+@dataclass(frozen=True, eq=False)
 class _Scene:
     """What was read and made of one case."""
 
@@ -44,7 +69,6 @@ class _Scene:
     truth: Truth
     domain: Domain
     lesion: Bool[np.ndarray, "i j k"]
-    file: Path | None
     ready: Any = None
 
     @property
@@ -85,43 +109,90 @@ def judge(entry: Entry, asked: Asked, *, model: Model | None, out: Path | None) 
     MedcamError
         If it cannot be done.
     """
-    return _numbers(entry, asked, _scene(entry, asked, model, out), model)
+    inputs = read_inputs(entry, asked)
+    heatmap = explained(entry, asked, inputs, model=model)
+    result = measured(entry, asked, inputs, heatmap, model=model)
+    if entry.heatmap is not None or out is None:
+        return result
+    files = write(heatmap, inputs.volumes[0], out, formats="nifti", label=case_label(entry))
+    return replace(result, heatmap=next(path for path in files if path.name.endswith(f"{case_label(entry)}.nii.gz")))
 
 
-def _scene(entry: Entry, asked: Asked, model: Model | None, out: Path | None) -> _Scene:
-    volumes = read_images(entry, allow_gaps=asked.allow_gaps)
-    file: Path | None
+def has_truth(entry: Entry) -> bool:
+    """Tell whether a row says where the lesion is, or that there is none, so that a heatmap can be measured against it."""
+    return entry.mask is not None or entry.truth == 0
+
+
+def read_inputs(entry: Entry, asked: Asked, *, files: Sequence[Path] = ()) -> Inputs:
+    """Return all that is to be read of one case.
+
+    Parameters
+    ----------
+    files
+        Those of the DICOM series that is the image, where they are known; else they are looked for at the image's path.
+
+    Raises
+    ------
+    MedcamError
+        If a file cannot be read, or those of one case do not belong together.
+    """
+    volumes = read_images(entry, allow_gaps=asked.allow_gaps, files=files)
+    heatmap = None
+    shown = volumes[0] if volumes else None
     if entry.heatmap is not None:
-        heatmap, image = heatmap_of(entry.heatmap, volumes[0] if volumes else None)
-        volumes, file = ((image, *volumes[1:]) if image is not None else ()), entry.heatmap
-    else:
-        heatmap, file = _made(entry, asked, model, volumes, out)
-    shown = volumes[0] if volumes else Volume(heatmap.relevance, heatmap.grid, "relevance", heatmap.source)
+        heatmap, shown = heatmap_of(entry.heatmap, shown)
+        volumes = (shown, *volumes[1:]) if shown is not None else ()
+        shown = shown or Volume(heatmap.relevance, heatmap.grid, "relevance", heatmap.source)
+    if shown is None or not has_truth(entry):
+        return Inputs(volumes, heatmap)
     truth = truth_of(entry, shown, drawn_on=asked.drawn_on)
-    organ = None if entry.organ is None else read_mask(entry.organ, like=shown)
-    domain = domain_of(heatmap, volumes[0] if volumes else None, organ, truth)
-    ready = None
-    if model is not None and volumes and _is_of(heatmap, model):
-        from medcam.cohort.trying import prepared
-
-        ready = prepared(model, volumes)
-    return _Scene(volumes, heatmap, truth, domain, lesion_on(heatmap, truth.mask), file, ready)
+    return Inputs(volumes, heatmap, truth, None if entry.organ is None else read_mask(entry.organ, like=shown))
 
 
-def _made(
-    entry: Entry, asked: Asked, model: Model | None, volumes: tuple[Volume, ...], out: Path | None
-) -> tuple[Heatmap, Path | None]:
-    """Return the heatmap that the network gives of the images, and the file it was stored in."""
-    if model is None or not volumes:
+def explained(entry: Entry, asked: Asked, inputs: Inputs, *, model: Model | None) -> Heatmap:
+    """Return the heatmap that was read, or that the network gives of the images.
+
+    Raises
+    ------
+    MedcamError
+        If there is none, and it cannot be made.
+    """
+    if inputs.heatmap is not None:
+        return inputs.heatmap
+    if model is None or not inputs.volumes:
         raise InputError("there is no heatmap, and none can be made without a model and an image")
     from medcam.pipeline import explain
 
     how: dict[str, Any] = {**asked.explaining, "target": asked.explaining.get("target") or entry.target or None}
-    heatmap = explain(volumes, model, **how)
-    if out is None:
-        return heatmap, None
-    files = write(heatmap, volumes[0], out, formats="nifti", label=case_label(entry))
-    return heatmap, next(path for path in files if path.name.endswith(f"{case_label(entry)}.nii.gz"))
+    return explain(inputs.volumes, model, **how)
+
+
+def measured(entry: Entry, asked: Asked, inputs: Inputs, heatmap: Heatmap, *, model: Model | None) -> CaseResult:
+    """Return what comes of one heatmap: numbers and a verdict, or the heatmap's own score alone where the lesion is not known.
+
+    Raises
+    ------
+    MedcamError
+        If the lesion does not belong to the image.
+    """
+    if inputs.truth is None:
+        return _unmeasured(entry, asked, heatmap)
+    domain = domain_of(heatmap, inputs.volumes[0] if inputs.volumes else None, inputs.organ, inputs.truth)
+    ready = None
+    if model is not None and inputs.volumes and _is_of(heatmap, model):
+        from medcam.cohort.trying import prepared
+
+        ready = prepared(model, inputs.volumes)
+    lesion = lesion_on(heatmap, inputs.truth.mask)
+    return _numbers(entry, asked, _Scene(inputs.volumes, heatmap, inputs.truth, domain, lesion, ready), model)
+
+
+def _unmeasured(entry: Entry, asked: Asked, heatmap: Heatmap) -> CaseResult:
+    decision = decisions([entry.truth], [heatmap.probability], threshold=asked.decision_threshold)[0]
+    return CaseResult(
+        entry, target=heatmap.target or entry.target, score=heatmap.score, probability=heatmap.probability, truth=entry.truth,
+        decision=decision, recipe=heatmap.recipe, notes=heatmap.notes, heatmap=entry.heatmap,
+    )  # fmt: skip
 
 
 def case_label(entry: Entry) -> str:
@@ -162,7 +233,7 @@ def _numbers(entry: Entry, asked: Asked, scene: _Scene, model: Model | None) -> 
         recipe=heatmap.recipe,
         notes=tuple(dict.fromkeys((*_disagreements(entry, scene), *scene.domain.notes, *notes, *odd, *heatmap.notes))),
         cell_mm=side,
-        heatmap=scene.file,
+        heatmap=entry.heatmap,
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -56,8 +57,18 @@ class Domain:
     notes: tuple[str, ...] = ()
 
 
-def read_images(entry: Entry, *, allow_gaps: bool = False) -> tuple[Volume, ...]:
-    """Return the images of a case; () where the table names none."""
+def read_images(entry: Entry, *, allow_gaps: bool = False, files: Sequence[Path] = ()) -> tuple[Volume, ...]:
+    """Return the images of a case; () where the table names none.
+
+    Parameters
+    ----------
+    files
+        Those of the DICOM series that the first image is, where they are known.
+    """
+    if files:
+        from medcam.formats.dicom import read_files
+
+        return (read_files(files, series=entry.series or None, volume=entry.volume, allow_gaps=allow_gaps),)
     first = tuple(
         read(path, series=entry.series or None, volume=entry.volume, allow_gaps=allow_gaps) for path in entry.images[:1]
     )

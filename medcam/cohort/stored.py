@@ -77,16 +77,30 @@ def done_case(entry: Entry, key: str, path: Path) -> CaseResult | None:
     if not path.is_file():
         return None
     try:
-        values = _read(path)
-        if values.get("results_version") != VERSION or values.get("key") != key:
-            return None
-        case = _case(values.get("case", {}), path.parent)
+        found, case = stored_case(entry, path)
     except InputError:
         return None
-    if not case.ok or case.measures is None or (case.heatmap is not None and not case.heatmap.is_file()):
+    if found != key or not case.ok or (case.heatmap is not None and not case.heatmap.is_file()):
         return None
-    curve = replace(case.measures.curve, case=entry.case, patient=entry.patient)
-    return replace(case, entry=entry, measures=replace(case.measures, curve=curve))
+    return case
+
+
+def stored_case(entry: Entry, path: Path) -> tuple[str, CaseResult]:
+    """Return the key of what a case was made of, and what came of it, as the case of a row that may have moved in its table.
+
+    Raises
+    ------
+    InputError
+        If the file is not there, damaged, or of another version.
+    """
+    values = _read(path)
+    if values.get("results_version") != VERSION:
+        raise InputError(f"{path.name} was written by another version of medcam")
+    case = _case(values.get("case", {}), path.parent)
+    if case.measures is not None:
+        curve = replace(case.measures.curve, case=entry.case, patient=entry.patient)
+        case = replace(case, measures=replace(case.measures, curve=curve))
+    return str(values.get("key")), replace(case, entry=entry)
 
 
 def key_of(entry: Entry, asked: Asked, *, model: str, version: str) -> str:
