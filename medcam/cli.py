@@ -16,6 +16,7 @@ from typing import Any
 import medcam
 from medcam.commands import (
     atlas,
+    cohort,
     compare,
     demo,
     doctor,
@@ -40,6 +41,7 @@ COMMANDS = {
     "formats": formats,
     "inspect": inspect,
     "validate": validate,
+    "cohort": cohort,
     "report": report,
     "compare": compare,
     "atlas": atlas,
@@ -117,7 +119,7 @@ def _run(arguments: list[str]) -> int:
         sys.stdout.write(json.dumps({"ok": result.ok, **result.values}, indent=2, ensure_ascii=False) + "\n")
     else:
         sys.stdout.write("\n".join(result.lines) + "\n")
-    return 0 if result.ok else 1
+    return 130 if result.interrupted else 0 if result.ok else 1
 
 
 def _no_such(word: str, name: str | None, commands: Mapping[str, argparse.ArgumentParser]) -> str:

@@ -31,7 +31,9 @@ BETWEEN_IMAGES = "|"
 _MOST_TOLD = 10
 
 
-def read_table(path: str | Path, *, with_model: bool, with_lesions: bool = True) -> tuple[Entry, ...]:
+def read_table(
+    path: str | Path, *, with_model: bool, with_lesions: bool = True, with_files: bool = True
+) -> tuple[Entry, ...]:
     """Read a table of cases: CSV with commas, semicolons or tabs, UTF-8, names of columns in its first line.
 
     Files are named relative to the table's folder.
@@ -42,6 +44,8 @@ def read_table(path: str | Path, *, with_model: bool, with_lesions: bool = True)
         Whether there is a network to make heatmaps that are missing.
     with_lesions
         Whether lesions are needed, so that a row without a mask must say that there is none.
+    with_files
+        Whether all files must be there; if not, a case that lacks one fails on its own when its turn comes.
 
     Raises
     ------
@@ -55,7 +59,10 @@ def read_table(path: str | Path, *, with_model: bool, with_lesions: bool = True)
     entries = []
     for line, row in rows:
         try:
-            entries.append(_entry(line, row, path.parent, with_model=with_model, with_lesions=with_lesions))
+            folder = path.parent
+            entries.append(
+                _entry(line, row, folder, with_model=with_model, with_lesions=with_lesions, with_files=with_files)
+            )
         except InputError as error:
             wrong.append(f"line {line}: {error}")
     wrong += _twice(entries)
@@ -93,10 +100,12 @@ def _rows(path: Path) -> tuple[list[str], list[tuple[int, dict[str, str]]]]:
     return named, [(line, {renamed[column]: row[column] for column in columns}) for line, row in rows]
 
 
-def _entry(line: int, row: Mapping[str, str], folder: Path, *, with_model: bool, with_lesions: bool) -> Entry:
+def _entry(
+    line: int, row: Mapping[str, str], folder: Path, *, with_model: bool, with_lesions: bool, with_files: bool
+) -> Entry:
     def file(name: str, given: str) -> Path:
         found = folder / given
-        if not found.exists():
+        if with_files and not found.exists():
             siblings = [p.name for p in found.parent.iterdir()] if found.parent.is_dir() else []
             near = difflib.get_close_matches(found.name, siblings, n=1)
             raise InputError(f"its {name} '{given}' is not there" + (f"; did you mean {near[0]}?" if near else ""))

@@ -54,7 +54,7 @@ def read_cohort(path: str | Path) -> Cohort:
             f"{path.name} has version {values.get('results_version')!r:.20}; this medcam reads version {VERSION}: validate again"
         )
     cases = tuple(_case(each, path.parent) for each in values.get("cases", []))
-    settings = _settings(values.get("settings", {}))
+    settings = settings_of(values.get("settings", {}))
     kinds = typing.get_type_hints(Cohort)
     found: dict[str, Any] = {
         name: from_plain(kind, values[name])
@@ -145,7 +145,14 @@ def plain_settings(settings: Settings) -> dict[str, Any]:
     return {**plain, "thresholds": [threshold.name for threshold in settings.thresholds]}
 
 
-def _settings(plain: Mapping[str, Any]) -> Settings:
+def settings_of(plain: Mapping[str, Any]) -> Settings:
+    """Return the settings that `plain_settings` made plain.
+
+    Raises
+    ------
+    InputError
+        If they are damaged.
+    """
     try:
         thresholds = tuple(threshold_named(name) for name in plain["thresholds"])
         rest: dict[str, Any] = {
@@ -163,13 +170,8 @@ def _plain_case(case: CaseResult, folder: Path, patient: str) -> dict[str, Any]:
         None if each is None else replace(each, curve=replace(each.curve, case="", patient="")) for each in measures
     ]
     baselines = {name: each for name, each in zip(case.baselines, bare[1:], strict=True) if each is not None}
-    entry = replace(case.entry, patient=patient)
-    plain: dict[str, Any] = to_plain(replace(case, entry=entry, measures=bare[0], baselines=baselines, recipe=None))
-    for holder, name in ((plain["entry"], each) for each in _FILES):
-        value = holder[name]
-        holder[name] = (
-            [_relative(each, folder) for each in value] if isinstance(value, list) else _relative(value, folder)
-        )
+    plain: dict[str, Any] = to_plain(replace(case, measures=bare[0], baselines=baselines, recipe=None))
+    plain["entry"] = plain_entry(replace(case.entry, patient=patient), folder)
     for name in ("heatmap", "page"):
         plain[name] = _relative(plain[name], folder)
     return {**plain, "recipe": None if case.recipe is None else case.recipe.to_json()}
@@ -179,18 +181,42 @@ def _case(plain: Mapping[str, Any], folder: Path) -> CaseResult:
     recipe = plain.get("recipe")
     protocols = plain.get("protocols") or {}
     found: CaseResult = from_plain(CaseResult, {**plain, "recipe": None, "protocols": {}})
-    entry = found.entry
-    one: dict[str, Any] = {name: getattr(entry, name) for name in _FILES[1:]}
-    one = {name: None if path is None else _absolute(path, folder) for name, path in one.items()}
-    entry = replace(entry, images=tuple(_absolute(path, folder) for path in entry.images), **one)
     return replace(
         found,
-        entry=entry,
+        entry=_placed(found.entry, folder),
         recipe=None if recipe is None else Recipe.from_json(recipe),
         protocols={name: from_plain(_case_kind(name), value) for name, value in protocols.items()},
         heatmap=None if found.heatmap is None else _absolute(found.heatmap, folder),
         page=None if found.page is None else _absolute(found.page, folder),
     )
+
+
+def plain_entry(entry: Entry, folder: Path) -> dict[str, Any]:
+    """Return a row of the table as JSON can hold it, its files named relative to a folder."""
+    plain: dict[str, Any] = to_plain(entry)
+    for name in _FILES:
+        value = plain[name]
+        plain[name] = (
+            [_relative(each, folder) for each in value] if isinstance(value, list) else _relative(value, folder)
+        )
+    return plain
+
+
+def entry_of(plain: Mapping[str, Any], folder: Path) -> Entry:
+    """Return the row that `plain_entry` made plain.
+
+    Raises
+    ------
+    InputError
+        If it is damaged.
+    """
+    return _placed(from_plain(Entry, plain), folder)
+
+
+def _placed(entry: Entry, folder: Path) -> Entry:
+    one: dict[str, Any] = {name: getattr(entry, name) for name in _FILES[1:]}
+    one = {name: None if path is None else _absolute(path, folder) for name, path in one.items()}
+    return replace(entry, images=tuple(_absolute(path, folder) for path in entry.images), **one)
 
 
 def _case_kind(name: str) -> Any:

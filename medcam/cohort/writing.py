@@ -11,7 +11,7 @@ from medcam.cohort.results import CaseResult, Cohort
 from medcam.cohort.stored import store_cohort
 from medcam.whole_file import whole_file
 
-_CASE = (
+CASE_COLUMNS = (
     "line",
     "case",
     "patient",
@@ -25,6 +25,7 @@ _CASE = (
     "error",
     "notes",
     "heatmap",
+    "seconds",
 )
 
 
@@ -40,25 +41,43 @@ def write_results(cohort: Cohort, out: Path) -> tuple[Path, ...]:
     OutputError
         If one cannot be written.
     """
-    patients = {name: n for n, name in enumerate(dict.fromkeys(case.entry.patient for case in cohort.cases), 1)}
+    patients = _numbered(cohort.cases)
     files = [out / name for name in ("results.json", "cases.csv", "lesions.csv", "summary.csv")]
     store_cohort(cohort, files[0])
-    _table(files[1], _cases(cohort, patients, out))
+    write_case_table(cohort.cases, files[1])
     _table(files[2], _lesions(cohort, patients))
     _table(files[3], _summary(cohort))
     return tuple(files)
 
 
-def _cases(cohort: Cohort, patients: dict[str, int], out: Path) -> Iterable[Sequence[object]]:
-    rows = [_numbers(case) for case in cohort.cases]
+def write_case_table(cases: Sequence[CaseResult], path: Path) -> Path:
+    """Write cases.csv alone, those among them that were not measured, for nothing is known of a lesion, and return the file.
+
+    Raises
+    ------
+    OutputError
+        If it cannot be written.
+    """
+    _table(path, _cases(cases, _numbered(cases), path.parent))
+    return path
+
+
+def _numbered(cases: Sequence[CaseResult]) -> dict[str, int]:
+    """Return patients by number, in the order of the cases."""
+    return {name: n for n, name in enumerate(dict.fromkeys(case.entry.patient for case in cases), 1)}
+
+
+def _cases(cases: Sequence[CaseResult], patients: dict[str, int], out: Path) -> Iterable[Sequence[object]]:
+    rows = [_numbers(case) for case in cases]
     names = list(dict.fromkeys(name for row in rows for name in row))
-    yield [*_CASE, "seconds", *names]
-    for case, row in zip(cohort.cases, rows, strict=True):
+    yield [*CASE_COLUMNS, *names]
+    for case, row in zip(cases, rows, strict=True):
         verdict = case.verdict
         where = "" if case.heatmap is None else Path(os.path.relpath(case.heatmap, out)).as_posix()
         yield [
             case.entry.line, case.entry.case, patients[case.entry.patient], case.target or case.entry.target, _said(case.truth),
-            case.decision, _number(case.probability), _number(case.score), "failed" if verdict is None else verdict.words,
+            case.decision, _number(case.probability), _number(case.score),
+            verdict.words if verdict else "failed" if case.error else "",
             " ".join(verdict.because) if verdict else "", case.error, " ".join(case.notes), where, f"{case.seconds:.2f}",
             *(_number(row.get(name)) for name in names),
         ]  # fmt: skip

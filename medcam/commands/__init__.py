@@ -11,8 +11,9 @@ Say = Callable[[str], Any]
 
 @dataclass(frozen=True)
 class Result:
-    """What a command found: for machines, for people, and whether all is well."""
+    """What a command found: for machines, for people, whether all is well, and whether the user ended it early."""
 
     values: dict[str, Any]
     lines: list[str]
     ok: bool = True
+    interrupted: bool = False

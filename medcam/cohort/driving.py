@@ -1,0 +1,327 @@
+"""A cohort's run: which cases there are, what became of them before, and what is done with the rest, by whatever engine."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import closing
+from dataclasses import dataclass, field, replace
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+from medcam.cohort.layouts import spots
+from medcam.cohort.manifest import DONE, WAITING, Manifest, Row, read_manifest
+from medcam.cohort.results import Entry
+from medcam.cohort.seen import files_of, looks_same, seen_of, verified
+from medcam.cohort.stored import plain_entry
+from medcam.cohort.working import Answer, Task, Work, WorkSetup, id_of, question_of
+from medcam.errors import OutputError, UsageError
+from medcam.whole_file import UNFINISHED
+from medcam.workers.jobs import Engine, Job, Outcome
+
+# What is to be done with a case: nothing; it was never done; it failed and is passed over, or tried again; its files changed, or what was
+# asked of it; what was written of it is gone or changed.
+THERE, NEW, PASSED, RETRIED, CHANGED, DAMAGED = "there", "new", "passed over", "retried", "changed", "damaged"
+
+
+@dataclass(frozen=True)
+class Case:
+    """One case of a cohort.
+
+    Parameters
+    ----------
+    series
+        The files of the DICOM series that is its image, where they are known.
+    name
+        What its files are called after, parts separated by '/', where the image's own name may tell who it is; '' takes that of the image.
+    """
+
+    entry: Entry
+    series: tuple[Path, ...] = field(default=(), repr=False)
+    name: str = field(default="", repr=False)
+
+
+@dataclass(frozen=True)
+class Cases:
+    """All cases of a cohort, in order.
+
+    Parameters
+    ----------
+    root
+        The folder that the names of images are relative to.
+    notes
+        What was left out, in sentences.
+    """
+
+    cases: tuple[Case, ...]
+    root: Path = field(repr=False)
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Shard:
+    """Part `number` of `of`, from 1: the cases whose ids fall on it, the same whatever else the cohort holds."""
+
+    number: int = 1
+    of: int = 1
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.number <= self.of:
+            raise UsageError(f"a shard is one of 1/{self.of} to {self.of}/{self.of}, not {self.number}/{self.of}")
+
+    def holds(self, id_: str) -> bool:
+        """Tell whether a case belongs to this part."""
+        return int(hashlib.sha256(id_.encode()).hexdigest(), 16) % self.of == self.number - 1
+
+
+@dataclass(frozen=True)
+class Planned:
+    """A case of this run, with what became of it before and what is to be done with it.
+
+    Parameters
+    ----------
+    stand
+        One of `THERE`, `NEW`, `PASSED`, `RETRIED`, `CHANGED`, `DAMAGED`.
+    row
+        What the manifest says of it now.
+    """
+
+    stand: str
+    row: Row
+    task: Task
+
+
+@dataclass(frozen=True)
+class Run:
+    """How a cohort is run.
+
+    Parameters
+    ----------
+    retry_failed
+        Whether what failed before is tried again.
+    replaces
+        Whether results of other settings in the folder may be replaced.
+    adding
+        How results are added up at the end, as JSON: kept in the manifest, for whoever adds up several.
+    stop
+        Asked before each case whether no more is to be begun.
+    watch
+        Is told of each case that was there, and of each that came out, with the outcome.
+    """
+
+    shard: Shard = Shard()
+    retry_failed: bool = False
+    replaces: bool = False
+    adding: Mapping[str, Any] = field(default_factory=dict)
+    stop: Callable[[], bool] = lambda: False
+    watch: Callable[[Row, Outcome | None], object] = lambda _row, _outcome: None
+
+
+def planned(cases: Cases, work: Work, run: Run) -> Iterator[Planned]:
+    """Yield what is to be done with each case of a shard, without changing anything.
+
+    Raises
+    ------
+    UsageError
+        If the folder holds results of other settings, or of another shard, or the layout does not fit.
+    """
+    about, rows = read_manifest(work.out)
+    settings = work.settings()
+    _refuse_others(about, rows, settings, run, work.out)
+    for row, task in _asked(cases, work, run.shard, settings):
+        yield _stand(rows.get(row.id), row, task, work.out, retry_failed=run.retry_failed)
+
+
+def run_cohort(cases: Cases, work: Work, run: Run, engine: Engine) -> bool:
+    """Do what is to be done, writing down each case as soon as it is there; return whether no case was left for want of time.
+
+    Raises
+    ------
+    UsageError
+        As `planned`.
+    OutputError
+        If nothing more can be written: what is done stands.
+    MedcamError
+        If no worker can be set up.
+    """
+    settings = work.settings()
+    with closing(Manifest(work.out)) as manifest:
+        about, before = manifest.about(), manifest.rows()
+        _refuse_others(about, before, settings, run, work.out)
+        asked = list(_asked(cases, work, run.shard, settings))
+        manifest.drop(before.keys() - {row.id for row, _ in asked})
+        manifest.put(_renewed(before.get(row.id), row) for row, _ in asked)
+        manifest.describe(_about(cases, settings, run))
+        if not about.get("ended", True):
+            _sweep(work.out)
+        manifest.describe({"ended": False})
+        given: dict[str, Planned] = {}
+        reached: list[str] = []
+
+        def jobs() -> Iterator[Job]:
+            for row, task in asked:
+                if run.stop():
+                    return
+                plan = _stand(before.get(row.id), row, task, work.out, retry_failed=run.retry_failed)
+                reached.append(row.id)
+                if plan.stand in (THERE, PASSED):
+                    if plan.row != before.get(row.id):
+                        manifest.put([plan.row])
+                    run.watch(plan.row, None)
+                else:
+                    given[row.id] = plan
+                    yield Job(row.id, plan.task)
+
+        outcomes = engine(jobs(), WorkSetup(work))
+        try:
+            for outcome in outcomes:
+                plan = given.pop(outcome.key)
+                row = _row_of(plan, outcome)
+                _remove_stale(before.get(row.id), row, work.out)
+                manifest.put([row])
+                run.watch(row, outcome)
+        finally:
+            # The engine's workers end with its generator.
+            close = getattr(outcomes, "close", None)
+            if close is not None:
+                close()
+        manifest.describe({"ended": True})
+        return len(reached) == len(asked) and not given
+
+
+def _asked(cases: Cases, work: Work, shard: Shard, settings: Mapping[str, Any]) -> Iterator[tuple[Row, Task]]:
+    """Yield the cases of a shard: as rows that wait, and as tasks."""
+    ids = [id_of(case.entry) for case in cases.cases]
+    images = [case.name or next(iter(case.entry.images), case.entry.heatmap or "") for case in cases.cases]
+    method = str(work.asked.explaining.get("method") or "grad-cam")
+    named = dict(zip(ids, images, strict=True))
+    placed = spots(named, layout=work.layout, root=cases.root, method=method)
+    numbers = {name: n for n, name in enumerate(dict.fromkeys(case.entry.patient for case in cases.cases), 1)}
+    for id_, case in zip(ids, cases.cases, strict=True):
+        if shard.holds(id_):
+            entry, number = case.entry, numbers[case.entry.patient]
+            question = question_of(settings, entry, placed[id_])
+            plain = plain_entry(replace(entry, patient=f"patient {number}"), work.out)
+            row = Row(id_, entry.line, entry.case, number, entry.target, plain, question=question)
+            yield row, Task(id_, entry, case.series, placed[id_], question)
+
+
+def _stand(before: Row | None, row: Row, task: Task, out: Path, *, retry_failed: bool) -> Planned:
+    """Return what is to be done with a case."""
+    now = seen_of(files_of(task.entry, task.series))
+    fresh = replace(row, seen=now)
+    if before is None or before.state == WAITING:
+        return Planned(NEW, fresh, task)
+    fresh = replace(fresh, attempts=before.attempts)
+    known = before.question == row.question
+    same = known and looks_same(before.seen, now)
+    if before.failed:
+        if not same or retry_failed:
+            return Planned(RETRIED if same else CHANGED, fresh, task)
+        return Planned(PASSED, _renewed(before, row), task)
+    files = verified(out, before.files)
+    if files is None:
+        return Planned(DAMAGED, fresh, task)
+    if same:
+        return Planned(THERE, replace(_renewed(before, row), files=files), task)
+    # Files that were touched may hold what they held: the worker, who reads them anyway, tells.
+    kept = replace(_renewed(before, row), seen=now, files=files)
+    return Planned(CHANGED, kept if known else fresh, replace(task, known=before.key if known else ""))
+
+
+def _renewed(before: Row | None, row: Row) -> Row:
+    """Return what became of a case, under the line and patient that it now has."""
+    if before is None:
+        return row
+    return replace(
+        before, line=row.line, name=row.name, patient=row.patient, target=row.target, entry=row.entry
+    )  # fmt: skip
+
+
+def _row_of(plan: Planned, outcome: Outcome) -> Row:
+    """Return what the manifest says of a case after its outcome.
+
+    Raises
+    ------
+    OutputError
+        If nothing more can be written, whatever the case.
+    """
+    answer = outcome.result
+    if isinstance(answer, Answer) and answer.full:
+        raise OutputError(f"{answer.full}; what was done before stands: make room, and run the same command again")
+    ended = datetime.now(timezone.utc).isoformat(timespec="seconds")
+    told = replace(
+        plan.row, question=plan.task.question, attempts=plan.row.attempts + outcome.attempts, worker=outcome.worker, ended=ended
+    )  # fmt: skip
+    if not isinstance(answer, Answer) or outcome.kind != DONE:
+        error = outcome.error or "it ended without a result"
+        return replace(
+            told, state=outcome.kind, error=error, trace=outcome.trace, seconds=dict(outcome.seconds), key="", files={}, answer={}
+        )  # fmt: skip
+    if answer.same:
+        return replace(plan.row, question=plan.task.question)
+    return replace(
+        told, state=DONE, key=answer.key, error="", trace="", seconds=dict(outcome.seconds), files=dict(answer.files),
+        answer=dict(answer.shown),
+    )  # fmt: skip
+
+
+def _remove_stale(before: Row | None, row: Row, out: Path) -> None:
+    """Remove what was written of a case before and is not part of it now, so that no map of other settings or inputs stays beside it."""
+    if before is None:
+        return
+    for name in before.files.keys() - row.files.keys():
+        try:
+            (out / name).unlink(missing_ok=True)
+        except OSError as error:
+            raise OutputError(f"cannot remove {out / name}: {error.strerror or error}") from error
+
+
+def _sweep(out: Path) -> None:
+    """Remove what writers left behind that were killed."""
+    for path in out.rglob(f"{UNFINISHED}*"):
+        path.unlink(missing_ok=True)
+
+
+def _about(cases: Cases, settings: Mapping[str, Any], run: Run) -> dict[str, Any]:
+    """Return what the manifest says of the run as a whole."""
+    numbers = {name: n for n, name in enumerate(dict.fromkeys(case.entry.patient for case in cases.cases), 1)}
+    whole = [[id_of(case.entry), case.entry.line, numbers[case.entry.patient]] for case in cases.cases]
+    return {
+        "settings": settings,
+        "shard": [run.shard.number, run.shard.of],
+        "cohort": hashlib.sha256(json.dumps(whole).encode()).hexdigest(),
+        "cases": [[id_, line] for id_, line, _ in whole] if run.shard.of > 1 else [],
+        "adding": dict(run.adding),
+    }
+
+
+def _refuse_others(
+    about: Mapping[str, Any], rows: Mapping[str, Row], settings: Mapping[str, Any], run: Run, out: Path
+) -> None:
+    """Refuse a folder whose results were made by other settings, or belong to another shard."""
+    mine, theirs = [run.shard.number, run.shard.of], about.get("shard")
+    if theirs and theirs != mine:
+        raise UsageError(
+            f"{out} holds shard {theirs[0]}/{theirs[1]} of a cohort, and {mine[0]}/{mine[1]} was asked for; give each shard a "
+            "folder of its own"
+        )
+    then: Mapping[str, Any] = about.get("settings", settings)
+    if run.replaces or not any(row.state == DONE for row in rows.values()):
+        return
+    differ = [name for name in dict.fromkeys((*then, *settings)) if then.get(name) != settings.get(name)]
+    if differ:
+        words = "; ".join(
+            f"{name} {_short(then.get(name))} then, {_short(settings.get(name))} now" for name in differ[:5]
+        )
+        more = f" and {len(differ) - 5} more" if len(differ) > 5 else ""
+        raise UsageError(
+            f"{out} holds results of other settings ({words}{more}); give another --out, or --replace to make them again"
+        )
+
+
+def _short(value: object) -> str:
+    text = json.dumps(value)
+    return text if len(text) <= 24 else f"{text[:20]}..."

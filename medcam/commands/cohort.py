@@ -1,0 +1,292 @@
+"""`medcam cohort`: explain, export, validate and report many cases, with nothing lost when a run ends early."""
+
+from __future__ import annotations
+
+import sys
+from argparse import ArgumentParser, Namespace
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from medcam.commands import Result, Say
+from medcam.commands.parsing import Commands, command
+from medcam.commands.progress import Progress, stoppable
+from medcam.commands.validate import _add_explaining, _add_measuring, _asked
+from medcam.errors import UsageError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from medcam.cohort.adding import Adding
+    from medcam.cohort.driving import Cases, Run, Shard
+    from medcam.cohort.manifest import Row
+    from medcam.cohort.working import Work
+    from medcam.workers.jobs import Engine, Outcome
+
+_EXAMPLES = """\
+  medcam cohort cases.csv --model bundle_folder --out results
+  medcam cohort cases.csv --model bundle_folder --out results --dry-run
+  medcam cohort bids_folder --suffix T1w --model bundle_folder --layout bids --out derivatives/medcam
+  medcam cohort archive --model demo-cxr --formats nifti,dicom-sc --workers 4 --limit 600 --out results
+  medcam cohort cases.csv --model bundle_folder --shard 3/8 --out shards/3
+
+Run the same command again to go on where it stopped: what is done is not done again. Ctrl-C finishes what is begun; twice ends at once.
+A heatmap shows what moved the network's score. It is not a segmentation and not a diagnosis. Research use only.
+"""
+_SHOWN = 20
+
+
+def add(commands: Commands) -> None:
+    """Add the parser."""
+    cohort = command(
+        commands, "cohort", "explain, export, validate and report many cases", examples=_EXAMPLES, takes="model image"
+    )
+    cohort.add_argument(
+        "input", metavar="INPUT", help="a table of cases (CSV), a BIDS dataset, or a folder of DICOM or other images"
+    )
+    cohort.add_argument(
+        "--out", metavar="DIR", default="medcam-cohort", help="where results go (default: medcam-cohort)"
+    )
+    cohort.add_argument("--formats", default="nifti,png", help="as `medcam explain` takes them (default: nifti,png)")
+    cohort.add_argument(
+        "--threshold",
+        type=float,
+        default=0.5,
+        help="where masks and colours begin, as a fraction of the maximum (default 0.5)",
+    )
+    cohort.add_argument(
+        "--layout", choices=["mirror", "flat", "bids"], default="mirror",
+        help="how files are called: like the input's tree (default), all in one folder, or as BIDS derivatives",
+    )  # fmt: skip
+    cohort.add_argument("--suffix", metavar="NAME", help="of a BIDS dataset: which images, such as T1w")
+    cohort.add_argument(
+        "--datatype", metavar="NAME", help="of a BIDS dataset: images of this folder only, such as anat"
+    )
+    cohort.add_argument(
+        "--report", choices=["all", "gallery", "none"], default="gallery",
+        help="where lesions are known: report.html with pages of all cases, of best, median and worst (default), or none",
+    )  # fmt: skip
+    cohort.add_argument(
+        "--parquet", action="store_true", help="cases.parquet, too (default: where pyarrow is installed)"
+    )
+    _add_running(cohort)
+    _add_measuring(cohort)
+    _add_explaining(cohort)
+    cohort.add_argument(
+        "--config", metavar="FILE", help="JSON or YAML with any of these options; the command line wins"
+    )
+
+
+def _add_running(cohort: ArgumentParser) -> None:
+    add_ = cohort.add_argument
+    add_("--workers", type=int, metavar="N", help="how many cases are worked on at once (default: half the processors)")
+    add_("--limit", type=float, metavar="SECONDS", help="how long one case may take before it is given up")
+    add_(
+        "--engine", choices=["local", "inline", "dask"], default="local",
+        help="worker processes of this machine (default), this process alone, or Dask",
+    )  # fmt: skip
+    add_("--scheduler", metavar="ADDRESS", help="of a Dask cluster, such as tcp://host:8786")
+    add_("--shard", metavar="I/N", help="only part I (from 1) of N, for runs side by side; `medcam merge` joins them")
+    add_(
+        "--resume",
+        action="store_true",
+        help="go on in a folder where a run stopped (always so; the word is for scripts)",
+    )
+    add_("--retry-failed", action="store_true", help="try again what failed before")
+    add_("--replace", action="store_true", help="make results of other settings again that are found in the folder")
+    add_("--dry-run", action="store_true", help="say what would be done, and what is there; write nothing")
+
+
+def run(options: Namespace, say: Say) -> Result:
+    """Run a cohort, or go on with it."""
+    from medcam.cohort.adding import Adding, check_parquet
+    from medcam.cohort.driving import Run
+    from medcam.cohort.working import Network, Work
+    from medcam.validate.bootstrap import Resampling
+
+    asked = _asked(options)
+    _check_names(options)
+    check_parquet(options.parquet or None)
+    how = Resampling(replicates=options.replicates, seed=options.seed)
+    adding = Adding(asked, options.primary, how, options.parquet or None)
+    network = (
+        Network(options.model, options.factory, options.preprocessing, options.trust_code) if options.model else None
+    )
+    cases = _cases(options, say)
+    out = Path(options.out)
+    work = Work(asked, network, out.absolute(), options.formats, options.threshold, options.layout, options.tell)
+    how_run = Run(_shard(options.shard), options.retry_failed, options.replace, adding.to_json())
+    for note in cases.notes:
+        say(note)
+    if options.dry_run:
+        return _planned(cases, work, how_run)
+    return _run(options, cases, work, how_run, adding, say)
+
+
+def _check_names(options: Namespace) -> None:
+    """Refuse slips before anything long."""
+    from medcam.engine.methods import method_named
+    from medcam.formats import WRITERS
+    from medcam.options import chosen, listed
+
+    if options.model:
+        method_named(options.method)
+    for text in listed(options.formats):
+        chosen(text, WRITERS, kind="format")
+
+
+def _shard(text: str | None) -> Shard:
+    from medcam.cohort.driving import Shard
+
+    if text is None:
+        return Shard()
+    number, _, of = text.partition("/")
+    if not (number.isdecimal() and of.isdecimal()):
+        raise UsageError(f"--shard takes a part and how many there are, such as 3/8, not '{text}'")
+    return Shard(int(number), int(of))
+
+
+def _cases(options: Namespace, say: Say) -> Cases:
+    from medcam.cohort.listing import cases_in
+
+    say("looking for cases")
+    return cases_in(
+        Path(options.input), with_model=bool(options.model), suffix=options.suffix, datatype=options.datatype,
+        volume=options.volume,
+    )  # fmt: skip
+
+
+def _engine(options: Namespace) -> Engine:
+    if options.scheduler and options.engine != "dask":
+        raise UsageError("--scheduler is of Dask: say --engine dask, too")
+    if options.engine == "inline":
+        from medcam.workers.inline import inline
+
+        if options.workers not in (None, 1) or options.limit is not None:
+            raise UsageError(
+                "the engine inline works on one case at a time and cannot end it: leave --workers and --limit out"
+            )
+        return inline(device=options.device)
+    if options.engine == "dask":
+        raise UsageError("this medcam has no engine dask")
+    from medcam.workers.local import local
+
+    return local(workers=options.workers, devices=_devices(options.device), limit_s=options.limit)
+
+
+def _devices(device: str) -> tuple[str, ...]:
+    """Return the devices of this machine that workers share: of 'cuda' alone, all there are."""
+    if device == "cpu":
+        return ()
+    if device != "cuda":
+        return tuple(part.strip() for part in device.split(","))
+    import torch
+
+    return tuple(f"cuda:{n}" for n in range(torch.cuda.device_count())) or ("cuda",)
+
+
+def _planned(cases: Cases, work: Work, how: Run) -> Result:
+    from medcam.cohort.driving import PASSED, THERE, planned
+
+    plans = list(planned(cases, work, how))
+    counts = Counter(plan.stand for plan in plans)
+    todo = [plan for plan in plans if plan.stand not in (THERE, PASSED)]
+    lines = [f"{len(plans)} cases: {', '.join(f'{count} {stand}' for stand, count in sorted(counts.items()))}"]
+    lines += [f"would do  line {plan.row.line} ({plan.stand})" for plan in todo[:_SHOWN]]
+    lines += [f"          and {len(todo) - _SHOWN} more"] if len(todo) > _SHOWN else []
+    lines += [f"failed    line {p.row.line}: {p.row.error}" for p in plans if p.stand == PASSED][:_SHOWN]
+    values = {
+        "cases": len(plans),
+        "counts": dict(counts),
+        "todo": [{"line": plan.row.line, "case": plan.row.name, "why": plan.stand} for plan in todo],
+    }
+    return Result(values, lines)
+
+
+def _run(options: Namespace, cases: Cases, work: Work, how: Run, adding: Adding, say: Say) -> Result:
+    from medcam.cohort.adding import write_cases
+    from medcam.cohort.manifest import read_manifest
+
+    engine = _engine(options)
+    with stoppable(say) as stopping:
+        finished = _driven(cases, work, replace(how, stop=stopping), engine, say, bar=_has_bar(options))
+        rows = read_manifest(work.out)[1]
+        if finished and how.shard.of == 1:
+            files, notes = added(work.out, rows, adding, options.report, say)
+        else:
+            files, notes = (write_cases(work.out, rows.values()),), ()
+    if finished and how.shard.of > 1:
+        notes = (f"This is shard {how.shard.number} of {how.shard.of}: `medcam merge` adds all of them up.",)
+    return result_of(rows, files, (*cases.notes, *notes), interrupted=not finished)
+
+
+def _has_bar(options: Namespace) -> bool:
+    return sys.stderr.isatty() and not options.quiet
+
+
+def _driven(cases: Cases, work: Work, how: Run, engine: Engine, say: Say, *, bar: bool) -> bool:
+    """Run the cases, each in the table and told as soon as it is there; return whether none is left."""
+    from medcam.cohort.adding import TABLE, Stream
+    from medcam.cohort.driving import run_cohort
+    from medcam.cohort.working import id_of
+
+    total = sum(how.shard.holds(id_of(case.entry)) for case in cases.cases)
+    progress = Progress(total, say, bar=bar)
+    stream: list[Stream] = []
+
+    def watch(row: Row, outcome: Outcome | None) -> None:
+        if not stream:
+            # Not before the folder is known to be this run's.
+            stream.append(Stream(work.out / TABLE))
+        stream[0].add(row)
+        if outcome is None:
+            progress.was_there(failed=row.failed)
+        else:
+            progress.came_out(row.line, row.error)
+
+    try:
+        return run_cohort(cases, work, replace(how, watch=watch), engine)
+    finally:
+        progress.end()
+        for each in stream:
+            each.close()
+
+
+def added(
+    out: Path, rows: Mapping[str, Row], adding: Adding, report: str, say: Say
+) -> tuple[tuple[Path, ...], tuple[str, ...]]:
+    """Write the tables and the report of a cohort that is done, and return their files and what they could not show."""
+    from medcam.cohort.adding import add_up
+
+    say("adding up")
+    found = add_up(out, rows.values(), adding)
+    if report == "none" or found.cohort is None or not found.cohort.done:
+        return found.files, found.notes
+    from medcam.report.cohort_report import write_report
+
+    written = write_report(found.cohort, out, pages=report, drawn_on=adding.asked.drawn_on, say=say)
+    files = (*found.files, *(file for file in written.files if file.parent.name != "pages"))
+    return files, (*found.notes, *written.notes)
+
+
+def result_of(
+    rows: Mapping[str, Row], files: Sequence[Path], notes: Sequence[str], *, interrupted: bool = False
+) -> Result:
+    """Return what a cohort's cases became."""
+    counts = Counter(row.state for row in rows.values())
+    failed = [row for row in rows.values() if row.failed]
+    lines = [f"{count:5} {state}" for state, count in sorted(counts.items())]
+    lines += [f"{row.state:8} line {row.line}: {row.error}" for row in failed[:_SHOWN]]
+    lines += [f"         and {len(failed) - _SHOWN} more" if len(failed) > _SHOWN else ""]
+    lines += [f"note     {note}" for note in notes]
+    lines += ["stopped  run the same command again to go on"] if interrupted else []
+    lines += [f"wrote    {file}" for file in files]
+    values = {
+        "counts": dict(counts),
+        "failed": [{"line": row.line, "case": row.name, "state": row.state, "error": row.error} for row in failed],
+        "interrupted": interrupted,
+        "notes": list(notes),
+        "files": [str(file) for file in files],
+    }
+    return Result(values, [line for line in lines if line], ok=not failed and not interrupted, interrupted=interrupted)
