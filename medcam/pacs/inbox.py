@@ -68,9 +68,8 @@ class Inbox:
         OutputError
             If the disk is full, or the like; then nothing has changed.
         """
-        with self._looking() as rows:
-            if self._is_here(rows, one):
-                return self._again(one, at)
+        if self.has(one):
+            return self._again(one, at)
         # No file is ever written twice under one name: whoever reads or removes an old one never meets a new one.
         name = hashlib.sha256(f"{one.uid}\n{one.sha256}\n".encode() + os.urandom(16)).hexdigest()[:40] + ".dcm"
         self._write(name, one.content)
@@ -82,6 +81,11 @@ class Inbox:
         if before is not None:
             (self._files / before["file"]).unlink(missing_ok=True)
         return "new" if before is None else "changed"
+
+    def has(self, one: Arrival) -> bool:
+        """Tell whether an instance lies here with this content."""
+        with self._looking() as rows:
+            return self._is_here(rows, one)
 
     def held(self, series: str = "") -> Held:
         """Return how much lies here, and how many instances of one series."""

@@ -1,0 +1,476 @@
+"""The receiving side of a node: who comes in, what is taken, what each refusal says, and that nobody can hold it up."""
+
+from __future__ import annotations
+
+import random
+import socket
+import ssl
+import struct
+import subprocess
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pydicom
+import pytest
+from pydicom.uid import MPEG2MPML, JPEG2000Lossless, JPEGLSLossless, RLELossless
+from pynetdicom import AE, build_context
+from pynetdicom.sop_class import CTImageStorage, MRImageStorage, SecondaryCaptureImageStorage, SegmentationStorage
+
+from formats.dicom_phantom import GEOMETRIES, MARKERS, stored_values, write_series
+from medcam.errors import UsageError
+from medcam.pacs import receiving
+from medcam.pacs.admission import Door, Guests, Limits, networks
+from medcam.pacs.inbox import Inbox
+from medcam.pacs.peers import TlsFiles, tls_context
+from medcam.pacs.receiving import Receiver, quiet_libraries
+from pacs.servers import Certificates, make_certificates, tool
+
+pytestmark = [
+    # The library's sockets are closed by the one that ends its thread, and what it raises there is caught.
+    pytest.mark.filterwarnings("ignore:unclosed <:ResourceWarning"),
+]
+CALLED, USUAL = Guests("MEDCAM"), Limits()
+
+
+class Node:
+    """A receiver, what it said, and its queue."""
+
+    def __init__(self, folder: Path) -> None:
+        self.inbox = Inbox(folder)
+        self.said: list[str] = []
+        self.port = 0
+        self.receiver: Receiver
+
+    def count(self) -> int:
+        return self.inbox.held().count
+
+
+@contextmanager
+def node(folder: Path, *, guests: Guests = CALLED, limits: Limits = USUAL, secured: Any = None) -> Iterator[Node]:
+    made = Node(folder / "queue")
+    with quiet_libraries():
+        made.receiver = Receiver(
+            made.inbox, host="127.0.0.1", port=0, guests=guests, limits=limits, secured=secured, say=made.said.append, came=lambda: None
+        )  # fmt: skip
+        made.port = made.receiver.port
+        made.receiver.start()
+        try:
+            yield made
+        finally:
+            made.receiver.stop(patience_s=5.0)
+
+
+@pytest.fixture
+def slices(tmp_path: Path) -> list[Path]:
+    return write_series(tmp_path / "study", stored_values((7, 5, 4)), GEOMETRIES["oblique"])
+
+
+def storescu(port: int, paths: list[Path], *words: str, called: str = "MEDCAM") -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [tool("storescu"), "-v", "-aec", called, *words, "127.0.0.1", str(port), *map(str, paths)],
+        capture_output=True, text=True, timeout=60,
+    )  # fmt: skip
+
+
+def stored(port: int, paths: list[Path], *, calling: str = "TESTER") -> list[int | None]:
+    """Send files with pynetdicom, and return the status of each; None where there was no answer."""
+    own = AE(calling)
+    own.acse_timeout = own.dimse_timeout = own.network_timeout = 10
+    headers = [pydicom.dcmread(path) for path in paths]
+    contexts = {(one.SOPClassUID, one.file_meta.TransferSyntaxUID) for one in headers}
+    opened = own.associate("127.0.0.1", port, [build_context(*each) for each in contexts], ae_title="MEDCAM")
+    if not opened.is_established:
+        return [None] * len(paths)
+    found = [opened.send_c_store(one).get("Status") if opened.is_established else None for one in headers]
+    opened.release()
+    return found
+
+
+def until(true: Callable[[], bool], *, within_s: float = 10.0) -> None:
+    end = time.monotonic() + within_s
+    while not true():
+        assert time.monotonic() < end
+        time.sleep(0.02)
+
+
+def request(called: str = "MEDCAM", calling: str = "FUZZ") -> bytes:
+    """An A-ASSOCIATE-RQ for MR images and echoes, built here byte by byte (PS3.8 9.3.2)."""
+
+    def item(kind: int, content: bytes) -> bytes:
+        return struct.pack(">BBH", kind, 0, len(content)) + content
+
+    contexts = b"".join(
+        item(0x20, bytes([number, 0, 0, 0]) + item(0x30, uid) + item(0x40, b"1.2.840.10008.1.2"))
+        for number, uid in ((1, b"1.2.840.10008.5.1.4.1.1.4"), (3, b"1.2.840.10008.1.1"))
+    )
+    user = item(0x50, item(0x51, struct.pack(">I", 16384)) + item(0x52, b"1.2.3.4"))
+    body = struct.pack(">HH", 1, 0) + called.ljust(16).encode() + calling.ljust(16).encode() + bytes(32)
+    body += item(0x10, b"1.2.840.10008.3.1.1.1") + contexts + user
+    return struct.pack(">BBI", 1, 0, len(body)) + body
+
+
+def data(fragment: bytes, *, context: int = 1, kind: int = 0, claimed: int | None = None) -> bytes:
+    """A P-DATA-TF with one fragment; `kind` is 3 for a last command, 0 for data, 2 for last data."""
+    inner = struct.pack(">IBB", len(fragment) + 2 if claimed is None else claimed, context, kind) + fragment
+    return struct.pack(">BBI", 4, 0, len(inner)) + inner
+
+
+def command() -> bytes:
+    """A C-STORE-RQ, as implicit VR little endian."""
+
+    def element(tag: int, value: bytes) -> bytes:
+        return struct.pack("<HHI", 0, tag, len(value)) + value
+
+    rest = element(2, b"1.2.840.10008.5.1.4.1.1.4\0") + element(0x100, b"\1\0") + element(0x110, b"\1\0")
+    rest += element(0x700, b"\0\0") + element(0x800, b"\0\0") + element(0x1000, b"1.2.3.4.")
+    return element(0, struct.pack("<I", len(rest))) + rest
+
+
+def connection(port: int) -> socket.socket:
+    found = socket.create_connection(("127.0.0.1", port), timeout=10)
+    found.settimeout(10)
+    return found
+
+
+def answer(port: int, *parts: bytes) -> bytes:
+    """The kind of PDU that comes after these bytes, or b'' if the node hangs up."""
+    with connection(port) as open_one:
+        for part in parts:
+            open_one.sendall(part)
+        try:
+            return open_one.recv(1)
+        except OSError:
+            return b""
+
+
+def test_dcmtk_stores_and_echoes_and_what_it_sent_is_on_disk(tmp_path: Path, slices: list[Path]) -> None:
+    with node(tmp_path) as here:
+        assert (
+            subprocess.run([tool("echoscu"), "-aec", "MEDCAM", "127.0.0.1", str(here.port)], timeout=60).returncode == 0
+        )
+        done = storescu(here.port, slices)
+        assert done.returncode == 0
+        (series,) = here.inbox.series()
+        assert (series.here, series.peer) == (4, "STORESCU@127.0.0.1")
+        _, files = here.inbox.content(series.uid)
+        kept = {one.SOPInstanceUID: one for one in map(pydicom.dcmread, files)}
+        for path in slices:
+            sent = pydicom.dcmread(path)
+            assert list(kept[sent.SOPInstanceUID]) == list(sent)
+        assert here.said == []
+
+
+@pytest.mark.parametrize("syntax", [RLELossless, JPEGLSLossless, JPEG2000Lossless])
+def test_compressed_images_are_kept_as_they_come(tmp_path: Path, syntax: str) -> None:
+    paths = write_series(tmp_path / "in", stored_values((70, 64, 2)), GEOMETRIES["axial"], transfer_syntax=syntax)
+    with node(tmp_path) as here:
+        assert stored(here.port, paths) == [0, 0]
+        (series,) = here.inbox.series()
+        kept = [pydicom.dcmread(path) for path in here.inbox.content(series.uid)[1]]
+    assert {one.file_meta.TransferSyntaxUID for one in kept} == {syntax}
+    sent = {one.SOPInstanceUID: one.pixel_array for one in map(pydicom.dcmread, paths)}
+    assert all((one.pixel_array == sent[one.SOPInstanceUID]).all() for one in kept)
+
+
+def test_what_medcam_does_not_read_is_refused_by_negotiation(tmp_path: Path) -> None:
+    own = AE("TESTER")
+    wanted = [
+        build_context(MRImageStorage), build_context(SecondaryCaptureImageStorage), build_context(SegmentationStorage),
+        build_context(CTImageStorage, MPEG2MPML),
+    ]  # fmt: skip
+    with node(tmp_path) as here:
+        opened = own.associate("127.0.0.1", here.port, wanted, ae_title="MEDCAM")
+        assert [each.abstract_syntax for each in opened.accepted_contexts] == [MRImageStorage]
+        opened.release()
+
+
+@pytest.mark.parametrize(
+    ("guests", "called", "calling", "words"),
+    [
+        (CALLED, "OTHER", "ME", "it calls another AE title"),
+        (Guests("MEDCAM", frozenset({"SCANNER", "PACS"})), "MEDCAM", "ME", "not on the list"),
+    ],
+)
+def test_strangers_are_rejected_in_words(tmp_path: Path, guests: Guests, called: str, calling: str, words: str) -> None:
+    with node(tmp_path, guests=guests) as here:
+        assert answer(here.port, request(called, calling)) == b"\x03"
+        assert words in here.said[0]
+        assert answer(here.port, request("MEDCAM", "PACS")) == b"\x02"
+
+
+def test_addresses_that_are_not_on_the_list_are_hung_up_on(tmp_path: Path) -> None:
+    with node(tmp_path, guests=Guests("MEDCAM", networks=networks(["10.0.0.0/8", "192.168.1.7"]))) as here:
+        assert answer(here.port, request()) == b""
+    guests = Guests("MEDCAM", networks=networks(["10.0.0.0/8", "192.168.1.7", "fd00::/8"]))
+    asked = ("10.255.0.3", "192.168.1.7", "192.168.1.8", "fd00::5", "fe80::5%eth0", "::ffff:10.1.1.1", "127.0.0.1")
+    assert [guests.expects(each) for each in asked] == [True, True, False, True, False, True, False]
+    with pytest.raises(UsageError, match=r"10.0.0.1/8"):
+        networks(["10.0.0.1/8"])
+
+
+def test_an_address_that_comes_too_often_is_put_off(tmp_path: Path) -> None:
+    with node(tmp_path, limits=Limits(per_minute=3)) as here:
+        assert [answer(here.port, request()) for _ in range(5)] == [b"\x02"] * 3 + [b"\x03"] * 2
+        assert "too often" in here.said[0]
+
+
+def test_a_minute_later_it_may_come_again() -> None:
+    now = [0.0]
+    door = Door(CALLED, Limits(per_minute=2), lambda: now[0])
+    came = []
+    for now[0], address in ((0, "a"), (50, "a"), (59, "a"), (59, "b"), (60.5, "a"), (61, "a"), (111, "a")):
+        came.append(door.enter("X", "MEDCAM", address) is None)
+    assert came == [True, True, False, True, True, False, True]
+
+
+def test_more_associations_than_are_allowed_are_put_off_and_those_that_say_nothing_hold_no_place(
+    tmp_path: Path,
+) -> None:
+    with node(tmp_path, limits=Limits(associations=2)) as here, ExitStack() as stack:
+        silent = [stack.enter_context(connection(here.port)) for _ in range(6)]
+        for _ in range(2):
+            stack.enter_context(open_one := connection(here.port))
+            open_one.sendall(request())
+            assert open_one.recv(1) == b"\x02"
+        assert answer(here.port, request()) == b"\x03"
+        assert "too many" in here.said[0]
+        assert here.receiver.door.open_peers() == {"FUZZ@127.0.0.1"}
+        open_one.close()
+        until(lambda: answer(here.port, request()) == b"\x02")
+        assert len(silent) == 6
+
+
+def test_whoever_hangs_is_hung_up_on(tmp_path: Path) -> None:
+    """Before the request, in the middle of a PDU, and in an association without a word: each connection ends in its time."""
+    limits = Limits(opening_s=0.4, message_s=0.5, idle_s=0.6)
+    half = data(b"x" * 1000)[:300]
+    with node(tmp_path, limits=limits) as here, ExitStack() as stack:
+        before = threading.active_count()
+        hanging = [stack.enter_context(connection(here.port)) for _ in range(4)]
+        hanging[1].sendall(request()[:60])
+        for each, more in ((hanging[2], b""), (hanging[3], half)):
+            each.sendall(request())
+            assert each.recv(1 << 16)
+            each.sendall(more)
+        start = time.monotonic()
+        for each in hanging:
+            while True:
+                try:
+                    if not each.recv(1 << 16):
+                        break
+                except ConnectionResetError:
+                    break
+        assert time.monotonic() - start < 8
+        until(lambda: threading.active_count() <= before)
+        assert here.receiver.door.open_peers() == frozenset()
+
+
+@pytest.mark.parametrize(
+    "limits",
+    [Limits(queue_bytes=2000), Limits(series_instances=1), Limits(free_bytes=1 << 60)],
+    ids=["queue", "series", "disk"],
+)
+def test_what_is_too_much_gets_out_of_resources(tmp_path: Path, slices: list[Path], limits: Limits) -> None:
+    with node(tmp_path, limits=limits) as here:
+        found = stored(here.port, slices)
+        first = 0xA700 if limits.free_bytes > 1 << 50 else 0
+        assert found == [first, *[0xA700] * 3]
+        assert here.count() == (first == 0)
+        assert "--" in here.said[0]
+        # What is here already is acknowledged again.
+        assert stored(here.port, slices[:1]) == [first]
+
+
+def test_an_instance_that_is_too_large_costs_its_association_only(tmp_path: Path, slices: list[Path]) -> None:
+    large = write_series(
+        tmp_path / "large", np.zeros((1200, 1100, 1), np.uint16), GEOMETRIES["axial"], uid_seed="large"
+    )
+    with node(tmp_path, limits=Limits(instance_bytes=1 << 20)) as here:
+        assert storescu(here.port, [*large, *slices]).returncode != 0
+        assert here.count() == 0
+        assert stored(here.port, slices) == [0] * 4
+
+
+def test_a_full_disk_gets_out_of_resources_and_the_node_goes_on(
+    tmp_path: Path, slices: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    with node(tmp_path) as here:
+        with monkeypatch.context() as patch:
+            patch.setattr(Path, "write_bytes", full)
+            assert stored(here.port, slices) == [0xA700] * 4
+        assert "No space left" in here.said[0]
+        assert stored(here.port, slices) == [0] * 4
+
+
+def test_what_cannot_be_understood_or_fails_has_its_status_and_tells_nothing_of_the_patient(
+    tmp_path: Path, slices: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bad = pydicom.dcmread(slices[0])
+    del bad.SeriesInstanceUID
+    bad.save_as(tmp_path / "bad.dcm")
+    with node(tmp_path) as here:
+        assert stored(here.port, [tmp_path / "bad.dcm", slices[1]]) == [0xC000, 0]
+
+        def broken(*_: object, **__: object) -> None:
+            raise ValueError(MARKERS[0])
+
+        monkeypatch.setattr(receiving, "arrival", broken)
+        assert stored(here.port, slices[2:]) == [0x0110, 0x0110]
+        assert "ValueError" in here.said[1]
+        assert MARKERS[0] not in " ".join(here.said)
+
+
+def damaged_pdus(chance: random.Random) -> Iterator[tuple[bytes, ...]]:
+    """Connections that no well-meaning peer makes."""
+    opening, order, some = request(), data(command(), kind=3), data(b"\x08\x00\x16\x00", kind=0)
+    while True:
+        noise = chance.randbytes(chance.randrange(1, 400))
+        cut = chance.randrange(1, len(opening))
+        flipped = bytearray(opening)
+        flipped[chance.randrange(len(flipped))] ^= 1 << chance.randrange(8)
+        yield (noise,)
+        yield (opening[:cut],)
+        yield (bytes(flipped),)
+        yield (opening[:2] + struct.pack(">I", 0xFFFFFFFF) + opening[6:],)
+        yield (opening, noise)
+        yield (opening, order, some)  # hung up in the middle of an instance
+        yield (opening, order, some[: chance.randrange(1, len(some))])
+        yield (opening, order, data(b"", kind=0, claimed=chance.choice([0, 1, 2, 0xFFFFFFFF])))
+        yield (opening, order, struct.pack(">BBI", 4, 0, 0xFFFFFFF0))
+        yield (opening, data(noise, kind=3))
+        yield (opening, data(command()[:-4], kind=3), data(noise, kind=2))
+        yield (opening, data(command(), kind=3, context=77), data(noise, kind=2, context=77))
+        yield (opening, order, data(noise, kind=2))
+        yield (opening, opening)
+        yield (opening, struct.pack(">BBIHH", 7, 0, 4, 0, 0))
+        yield (request("OTHER"),)
+        yield (b"GET / HTTP/1.1\r\n\r\n",)
+        yield (b"\x16\x03\x01\x02\x00\x01" + noise,)
+
+
+def hammered(port: int, count: int, seed: int) -> None:
+    chance = random.Random(seed)
+    for _, parts in zip(range(count), damaged_pdus(chance), strict=False):
+        try:
+            with connection(port) as open_one:
+                for part in parts:
+                    open_one.sendall(part)
+                    if part[:1] == b"\x01" and len(parts) > 1:
+                        open_one.recv(1 << 16)
+                if chance.random() < 0.3:
+                    open_one.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+                elif chance.random() < 0.5:
+                    open_one.settimeout(0.2)
+                    open_one.recv(1 << 16)
+        except OSError:
+            continue
+
+
+def test_damaged_connections_do_not_stop_it(
+    tmp_path: Path, slices: list[Path], capfd: pytest.CaptureFixture[str]
+) -> None:
+    with node(tmp_path, limits=Limits(opening_s=1.0, message_s=1.0, idle_s=2.0)) as here:
+        before = threading.active_count()
+        hammered(here.port, 54, seed=1)
+        assert storescu(here.port, slices).returncode == 0
+        assert here.count() == 4
+        until(lambda: threading.active_count() <= before)
+        assert here.receiver.door.open_peers() == frozenset()
+        assert MARKERS[0] not in " ".join(here.said)
+    told = capfd.readouterr()
+    assert "Traceback" not in told.err
+
+
+def test_a_stop_lets_what_is_half_here_end_and_takes_nothing_more(tmp_path: Path, slices: list[Path]) -> None:
+    dataset = slices[0].read_bytes()
+    dataset = dataset[144 + int.from_bytes(dataset[140:144], "little") :]
+    header = pydicom.dcmread(slices[0])
+    own = AE("TESTER")
+    with node(tmp_path) as here:
+        opened = own.associate("127.0.0.1", here.port, [build_context(MRImageStorage)], ae_title="MEDCAM")
+        idle = connection(here.port)
+        idle.sendall(request())
+        assert idle.recv(1) == b"\x02"
+        took = here.inbox.take
+        entered, go = threading.Event(), threading.Event()
+
+        def slowly(*given: Any, **named: Any) -> str:
+            entered.set()
+            assert go.wait(10)
+            return took(*given, **named)
+
+        here.inbox.take = slowly  # type: ignore[method-assign]
+        found: list[Any] = []
+        sending = threading.Thread(target=lambda: found.append(opened.send_c_store(header)))
+        sending.start()
+        assert entered.wait(10)
+        stopping = threading.Thread(target=lambda: here.receiver.stop(patience_s=10.0))
+        stopping.start()
+        until(lambda: answer_or_refused(here.port) == b"")
+        go.set()
+        sending.join()
+        stopping.join()
+        assert found[0].Status == 0
+        assert here.count() == 1
+        idle.close()
+        here.receiver.stop = lambda **_: None  # type: ignore[method-assign]
+    assert dataset
+
+
+def answer_or_refused(port: int) -> bytes:
+    try:
+        return answer(port, request())
+    except OSError:
+        return b""
+
+
+def test_a_port_that_is_taken_is_refused_in_words(tmp_path: Path) -> None:
+    with node(tmp_path) as here, pytest.raises(UsageError, match=f"port {here.port}: another program listens there"):
+        Receiver(
+            here.inbox, host="127.0.0.1", port=here.port, guests=CALLED, limits=Limits(), say=print, came=lambda: None
+        )
+
+
+@pytest.fixture(scope="module")
+def certificates(tmp_path_factory: pytest.TempPathFactory) -> Certificates:
+    return make_certificates(tmp_path_factory.mktemp("certificates"))
+
+
+def served(certificates: Certificates, *, clients: bool) -> ssl.SSLContext:
+    authority = str(certificates.authority) if clients else None
+    return tls_context(TlsFiles(authority, str(certificates.server), str(certificates.server_key)), server=True)
+
+
+def test_with_tls_plain_words_are_refused_and_a_silent_client_keeps_nobody_out(
+    tmp_path: Path, slices: list[Path], certificates: Certificates
+) -> None:
+    with node(tmp_path, secured=served(certificates, clients=False)) as here:
+        silent = connection(here.port)
+        assert storescu(here.port, slices).returncode != 0
+        done = storescu(here.port, slices, "+tla", "+cf", str(certificates.authority))
+        assert done.returncode == 0, done.stderr
+        assert here.count() == 4
+        silent.close()
+
+
+def test_with_an_authority_for_clients_only_they_come_in(
+    tmp_path: Path, slices: list[Path], certificates: Certificates
+) -> None:
+    trusted = ("+cf", str(certificates.authority))
+    with node(tmp_path, secured=served(certificates, clients=True)) as here:
+        assert storescu(here.port, slices, "+tla", *trusted).returncode != 0
+        strange = ("+tls", str(certificates.stranger_key), str(certificates.stranger))
+        assert storescu(here.port, slices, *strange, *trusted).returncode != 0
+        assert here.count() == 0
+        known = ("+tls", str(certificates.client_key), str(certificates.client))
+        done = storescu(here.port, slices, *known, *trusted)
+        assert done.returncode == 0, done.stderr
+        assert here.count() == 4
