@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from jaxtyping import Float, Num
 from monai.data.meta_tensor import MetaTensor
+from monai.inferers.inferer import Inferer, SimpleInferer, SlidingWindowInferer
 from monai.utils.misc import ensure_tuple
 from torch import Tensor, nn
 
@@ -80,6 +81,23 @@ def several(given: Any) -> tuple[Any, ...]:
     return (None,) if given is None else tuple(ensure_tuple(given))
 
 
+def windows_of(inferer: Inferer | Windows | None) -> Windows | None:
+    """Return the windows that an inferer cuts, or None if it shows the network the whole image at once.
+
+    Raises
+    ------
+    UsageError
+        If it does neither as MONAI's SlidingWindowInferer or SimpleInferer do.
+    """
+    if isinstance(inferer, SlidingWindowInferer):
+        return Windows.of(inferer)
+    if inferer is None or isinstance(inferer, Windows) or type(inferer) is SimpleInferer:
+        return inferer if isinstance(inferer, Windows) else None
+    raise UsageError(
+        f"medcam follows a SlidingWindowInferer or a SimpleInferer, not a {type(inferer).__name__}; name one of these for the explanation"
+    )
+
+
 def maps(model: Model | nn.Module, inputs: Num[Tensor, "b c *s"], question: Question) -> Maps:
     """Explain each sample of a batch, and put each map on the sample's own voxels.
 
@@ -131,8 +149,10 @@ def beside(values: Float[Tensor, "..."], image: Tensor, recipes: object) -> Tens
     """
     if not isinstance(image, MetaTensor):
         return values
-    placed = MetaTensor(values, meta=deepcopy(image.meta), applied_operations=deepcopy(image.applied_operations))
-    placed.is_batch = image.is_batch
+    # Made by the constructor a batch's metadata, which are lists, would be taken for a sample's.
+    placed = MetaTensor(values)
+    placed.copy_meta_from(image)
+    placed.meta, placed.applied_operations = deepcopy(image.meta), deepcopy(image.applied_operations)
     placed.meta[RECIPES] = recipes
     result: Tensor = placed
     return result

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from jaxtyping import Float, Num
 from monai.config.type_definitions import KeysCollection
-from monai.inferers.inferer import SlidingWindowInferer
+from monai.inferers.inferer import Inferer
 from monai.transforms.transform import MapTransform, Transform
 from torch import Tensor, nn
 
@@ -22,7 +22,7 @@ from medcam.engine.windows import Windows
 from medcam.errors import UsageError
 from medcam.models import Model
 from medcam.options import between
-from medcam.plugins.maps import RECIPES, Question, beside, maps, recipes_as_text, several
+from medcam.plugins.maps import RECIPES, Question, beside, maps, recipes_as_text, several, windows_of
 
 __all__ = ["RECIPES", "Explain", "Explaind", "HeatmapToMask", "HeatmapToMaskd"]
 
@@ -38,7 +38,8 @@ class Explain(Transform):  # type: ignore[misc]
         Names as `medcam explain` takes them, one or several. The heatmap has a channel for each target, method and layer, in this order.
         By default Grad-CAM of the predicted class at the last layer before the head.
     inferer
-        The SlidingWindowInferer that the network predicts with, whose windows are then the explanation's; None for the whole image at once.
+        What the network predicts with. The windows of a SlidingWindowInferer are the explanation's; a SimpleInferer, or None, shows the
+        network the whole image at once.
     score, activation, output, class_names, seed, exact, unseen
         See `medcam.plugins.maps.Question`.
 
@@ -55,7 +56,7 @@ class Explain(Transform):  # type: ignore[misc]
         methods: str | Sequence[str] = "grad-cam",
         targets: AnyTarget | Sequence[AnyTarget] = None,
         layers: str | Sequence[str | None] | None = None,
-        inferer: SlidingWindowInferer | Windows | None = None,
+        inferer: Inferer | Windows | None = None,
         score: str = "logit",
         activation: str | None = None,
         output: str | int | None = None,
@@ -64,11 +65,10 @@ class Explain(Transform):  # type: ignore[misc]
         exact: bool = False,
         unseen: float = 0.0,
     ) -> None:
-        windows = Windows.of(inferer) if isinstance(inferer, SlidingWindowInferer) else inferer
         self.model = model
         self.question = Question(
             several(methods), several(targets), several(layers), score, activation, output, tuple(class_names), seed,
-            windows, exact, unseen,
+            windows_of(inferer), exact, unseen,
         )  # fmt: skip
 
     def __call__(self, img: Num[Tensor, "c *s"]) -> Float[Tensor, "n *s"]:
@@ -114,7 +114,7 @@ class Explaind(MapTransform):  # type: ignore[misc]
         methods: str | Sequence[str] = "grad-cam",
         targets: AnyTarget | Sequence[AnyTarget] = None,
         layers: str | Sequence[str | None] | None = None,
-        inferer: SlidingWindowInferer | Windows | None = None,
+        inferer: Inferer | Windows | None = None,
         score: str = "logit",
         activation: str | None = None,
         output: str | int | None = None,

@@ -14,6 +14,7 @@ import torch
 from monai import transforms as mt
 from monai.data import DataLoader, Dataset, MetaTensor, decollate_batch
 from monai.inferers import SlidingWindowInferer
+from test_pipeline import BrightestCell
 from torch import nn
 
 import medcam
@@ -27,7 +28,6 @@ from medcam.lesion_net import LesionNet
 from medcam.plugins.maps import RECIPES, recipes_of
 from medcam.plugins.transforms import Explain, Explaind, HeatmapToMask, HeatmapToMaskd
 from medcam.volume import Heatmap
-from test_pipeline import BrightestCell
 
 # MONAI's LoadImage warns that a decoder of its own, which nothing here needs, is not installed.
 pytestmark = pytest.mark.filterwarnings("ignore:NvImgCodecPydicomReader")
@@ -36,7 +36,9 @@ GRID = oblique_grid((40, 44, 30), (1.2, 1.0, 2.0))
 PLACES = [(8.0, 30.0, 6.0), (25.0, 12.0, 21.0), (31.0, 35.0, 14.0)]
 CROP = mt.CropForegroundd("image", source_key="image", select_fn=lambda x: x > 1e-4, margin=3)
 CHAINS = {
-    "turned, resampled, padded": [mt.Orientationd("image", "RAS"), mt.Spacingd("image", (1.5, 1.5, 1.5)), mt.SpatialPadd("image", (48, 52, 56))],
+    "turned, resampled, padded": [
+        mt.Orientationd("image", "RAS"), mt.Spacingd("image", (1.5, 1.5, 1.5)), mt.SpatialPadd("image", (48, 52, 56)),
+    ],
     "cropped, resized, flipped": [CROP, mt.Resized("image", (40, 36, 44)), mt.Flipd("image", 1)],
     "all of it": [
         mt.Orientationd("image", "PLI"), mt.Spacingd("image", (1.5, 1.2, 1.5)), CROP, mt.Resized("image", (40, 36, 44)),
