@@ -23,6 +23,7 @@ from torch import Tensor
 
 from medcam.errors import GeometryError, MedcamError, UsageError
 from medcam.geometry import Grid, resample
+from medcam.steps import step_words
 from medcam.volume import Volume
 
 # Two pictures this alike are one picture, up to contrast.
@@ -42,7 +43,7 @@ class Prepared:
     grid
         Of the tensor's spatial axes; k = 1 in 2D.
     steps
-        The transforms that made it, by name.
+        The transforms that made it, with their parameters; see `medcam.steps`.
     notes
         What was changed on the way that its reader must know.
     """
@@ -86,6 +87,8 @@ def prepare(volumes: Sequence[Volume], transform: Callable[[Any], Any] | None, *
     images = [_meta_tensor(array if spatial_dims == 3 else array[:, :, 0], local) for array in arrays]
     # The image is read and has its channel axis: a chain's own loader has nothing to do.
     steps = [step for step in _flat(transform) if not isinstance(step, _LOADERS)]
+    # Before they run: some keep what they have seen.
+    words = tuple(step_words(step) for step in steps)
     key, data = _bundle(images, steps)
     for step in steps:
         data = _apply(step, data, key, notes)
@@ -105,7 +108,7 @@ def prepare(volumes: Sequence[Volume], transform: Callable[[Any], Any] | None, *
     tensor = image.as_tensor().to(torch.float32).contiguous()
     sides = [*(int(n) for n in image.shape[1:]), 1]
     grid = Grid((sides[0], sides[1], sides[2]), affine, reference.grid.frame_of_reference)
-    return Prepared(tensor, grid, tuple(type(step).__name__ for step in steps), tuple(notes))
+    return Prepared(tensor, grid, words, tuple(notes))
 
 
 def _on_one_grid(volumes: Sequence[Volume]) -> tuple[list[np.ndarray], list[str]]:

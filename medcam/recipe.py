@@ -33,7 +33,7 @@ class Recipe:
         How the volume was cut, in the words of MONAI's SlidingWindowInferer, and whether the stitched score was explained ('exact'); empty
         if the network saw it at once.
     preprocessing
-        The transforms that stood between the image and the network, one a line.
+        The transforms that stood between the image and the network, one a line, each with its parameters: `Name(parameter=value, ...)`.
     inputs
         Digest of each source, in the order of the network's channels.
     input_shape, feature_shape, stride, offset

@@ -153,6 +153,12 @@ def test_the_recipe_makes_the_same_heatmap_again_bit_for_bit() -> None:
     np.testing.assert_array_equal(one.relevance, two.relevance)
     assert one.recipe == two.recipe
     assert Recipe.from_json(one.recipe.to_json()) == one.recipe
-    assert one.recipe.preprocessing == ("Orientationd", "Spacingd", "CropForegroundd", "Resized", "SpatialPadd")
+    assert tuple(step.partition("(")[0] for step in one.recipe.preprocessing) == (
+        "Orientationd",
+        "Spacingd",
+        "CropForegroundd",
+        "Resized",
+        "SpatialPadd",
+    )
     assert set(one.recipe.versions) >= {"medcam", "torch", "monai", "numpy"}
     assert torch.get_default_dtype() == torch.float32

@@ -169,7 +169,7 @@ def test_values_that_are_no_numbers_are_replaced_and_it_is_said() -> None:
 def test_a_chains_own_loader_has_nothing_to_do() -> None:
     chain = mt.Compose([mt.LoadImaged("image"), mt.EnsureChannelFirstd("image"), mt.ScaleIntensityd("image")])
     ready = prepare([made_volume(blob(GRID, CENTRE), GRID)], chain, spatial_dims=3)
-    assert ready.steps == ("ScaleIntensityd",)
+    assert [step.partition("(")[0] for step in ready.steps] == ["ScaleIntensityd"]
 
 
 def test_a_step_of_the_users_own_that_changes_the_image_much_is_noted() -> None:

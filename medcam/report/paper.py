@@ -98,7 +98,8 @@ def _making(cohort: Cohort) -> list[str]:
 
 
 def _input_words(recipes: list[Recipe]) -> list[str]:
-    steps = dict.fromkeys(r.preprocessing for r in recipes)
+    # Their parameters stand in the recipe; a sentence holds the names.
+    steps = dict.fromkeys(tuple(step.partition("(")[0] for step in r.preprocessing) for r in recipes)
     windowed = sum(bool(r.windows) for r in recipes)
     same = len(steps) == 1 and next(iter(steps))
     said = [f"Between image and network stood {', '.join(next(iter(steps)))}."] if same else []
