@@ -33,7 +33,7 @@ def case_table(cohort: Cohort, links: Mapping[int, str]) -> str:
     rows = []
     for n, case in enumerate(cohort.cases):
         cells = [f"<td>{escape(column[n])}</td>" for column in words.values()]
-        cells += [_number_cell(value_of(case, measure), units[measure]) for measure in measures]
+        cells += [_number_cell(_in_unit(case, measure, units[measure]), units[measure]) for measure in measures]
         rows.append(_row(case, cells, links))
     frame = '<div class="table" tabindex="0" role="region" aria-label="Table of cases"><table id="case-table">'
     body = f"<thead><tr>{head}</tr></thead><tbody>{''.join(rows)}</tbody>"
@@ -84,6 +84,12 @@ def _row(case: CaseResult, cells: Sequence[str], links: Mapping[int, str]) -> st
 
 def _verdict(case: CaseResult) -> str:
     return case.verdict.words if case.ok and case.verdict else FAILED
+
+
+def _in_unit(case: CaseResult, measure: str, unit: str) -> float:
+    """Return a case's number, NaN where it has another unit than the column."""
+    found = case.measures.numbers.get(measure) if case.measures else None
+    return found.value if found is not None and found.unit == unit else math.nan
 
 
 def _number_cell(value: float, unit: str) -> str:

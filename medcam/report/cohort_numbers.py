@@ -43,6 +43,16 @@ _WORDS = {
     "false_findings": "false findings a case",
     "lesion_size": "lesion size",
     "prevalence": "lesion's share of the domain",
+    "road": "ROAD: least less most relevant replaced",
+    "road_gain": "ROAD, better than random blobs by",
+    "infidelity": "changes of the score that the map does not foretell",
+    "average_drop": "probability lost when only the map's part is shown",
+    "average_gain": "probability won when only the map's part is shown",
+    "share_shown": "share of the image that the map shows",
+    "sensitivity": "largest change of the map under a little noise",
+    "retest_ssim": "likeness (SSIM) of the map when the image is taken again",
+    "retest_shift": "shift of the map's centre when the image is taken again",
+    "retest_score_change": "change of the score when the image is taken again",
     "deletion": "deletion: area under the score",
     "insertion": "insertion: area under the score",
     "deletion_gain": "deletion, better than random blobs by",
@@ -74,12 +84,17 @@ _TRIALS = (
     "lesion_span",
     "lesion_share",
     "lesion_p",
+    "retest_ssim",
+    "retest_shift",
+    "retest_score_change",
 )
 _HEADLINE = (
     "mass_in_lesion", "average_precision", "dice", "lesion_recall", "peak_distance", "soft_centre_distance", "false_findings",
 )  # fmt: skip
 _CHANCE = ("_moved", "_uniform")
 _BESIDE = (*_CHANCE, "_p", "_z")
+# As names have them, and as they are said.
+_LENGTHS = {"mm": "mm", "px": "pixels"}
 # Where a smaller number is the better one.
 _SMALL_IS_GOOD = ("distance", "hausdorff", "false_findings", "selected_size", "deletion")
 
@@ -151,7 +166,7 @@ def headline(cohort: Cohort, found: Sequence[Line]) -> tuple[str, ...]:
     fair = next((threshold.name for threshold in settings.thresholds if not threshold.oracle), "")
     # Of several tolerances the middle one speaks for all.
     near = sorted(settings.tolerances_mm)[(len(settings.tolerances_mm) - 1) // 2 :][:1]
-    wanted = {"hit", *(f"hit_within_{mm:g}mm" for mm in near)}
+    wanted = {"hit", *(f"hit_within_{length:g}{unit}" for length in near for unit in ("mm", "px"))}
     few = [
         name
         for name in main_measures(found)
@@ -164,23 +179,24 @@ def headline(cohort: Cohort, found: Sequence[Line]) -> tuple[str, ...]:
 def _base(measure: str) -> str:
     """Return a measure's name without threshold and tolerance: 'hit' of 'hit_within_5mm'."""
     name = measure.partition("@")[0]
-    return re.sub(r"(_within)?_[\d.]+mm$", "", name)
+    return re.sub(r"(_within)?_[\d.]+(mm|px)$", "", name)
 
 
 def words_of(measure: str) -> str:
     """Return what a measure is called in print: 'Dice at half-max', 'peak within 5 mm of the lesion'."""
     name, _, where = measure.partition("@")
-    tolerance = re.search(r"_([\d.]+)mm$", name)
+    found = re.search(r"_([\d.]+)(mm|px)$", name)
+    tolerance = found and f"{found[1]} {_LENGTHS[found[2]]}"
     top = re.match(r"top(\d+)_hit", name)
     base = _base(measure)
     if tolerance and (base == "hit" or top):
-        place = f"within {tolerance[1]} mm of the lesion"
+        place = f"within {tolerance} of the lesion"
         return f"one of {top[1]} peaks {place}" if top else f"peak {place}"
     if top:
         return f"one of {top[1]} peaks in the lesion"
     words = _WORDS.get(base, base.replace("_", " "))
     if tolerance:
-        words += f" within {tolerance[1]} mm"
+        words += f" within {tolerance}"
     if where and base in _TRIALS:
         return f"{words} ({where})"
     return f"{words} at {where}" if where else words
@@ -192,11 +208,12 @@ def small_is_good(measure: str) -> bool:
 
 
 def number(value: float, unit: str = "") -> str:
-    """Return a number as print has it: two digits for shares, one for millimetres; 'not defined' for NaN."""
+    """Return a number as print has it: two digits for shares, one for lengths; 'not defined' for NaN."""
     if math.isnan(value):
         return "not defined"
-    digits = 1 if unit == "mm" else 2
-    if value != 0 and abs(value) < 0.01 and unit != "mm":
+    length = unit in _LENGTHS.values()
+    digits = 1 if length else 2
+    if value != 0 and abs(value) < 0.01 and not length:
         return f"{value:.2g}"
     return f"{value:.{digits}f}"
 

@@ -39,7 +39,13 @@ def plates(cohort: Cohort) -> tuple[Plate, ...]:
             cohort,
             axis="share",
         ),
-        _forest("forest_distances", "Distances", [line for line in chosen if line.row.unit == "mm"], cohort, axis="mm"),
+        *(
+            _forest(
+                "forest_distances", "Distances", [line for line in chosen if line.row.unit == unit], cohort, axis=unit
+            )
+            for unit in ("mm", "pixels")
+            if any(line.row.unit == unit for line in chosen)
+        ),
         _froc(cohort),
         _sizes(cohort),
         *_tried(cohort),
@@ -94,6 +100,8 @@ def _froc(cohort: Cohort) -> Plate | None:
 def _sizes(cohort: Cohort) -> Plate | None:
     """Return which lesions are found by their size; an interval draws patients, whose lesions belong together."""
     rows = [(lesion, case.entry.patient) for case in cohort.done if case.measures for lesion in case.measures.lesions]
+    # Without the size of a pixel lesions have no size either.
+    rows = [(lesion, patient) for lesion, patient in rows if not math.isnan(lesion.size)]
     if not rows:
         return None
     size, found = np.array([one.size for one, _ in rows]), np.array([one.touched for one, _ in rows])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import replace
 
@@ -21,6 +22,8 @@ from medcam.volume import Heatmap, Volume
 
 # Axes may lean towards each other by this cosine: millimetres along them then add up to a part in a thousand.
 _LEAN = 1e-3
+# The length in a name, such as that of 'surface_dice_5mm@otsu' or 'hit_within_10mm_uniform'.
+_MILLIMETRES = re.compile(r"(?<=\d)mm(?![^@_])")
 
 
 def measure_heatmap(
@@ -36,7 +39,8 @@ def measure_heatmap(
 ) -> CaseMeasures:
     """Measure how well a heatmap locates a lesion, each on its own grid; the lesion is put on the heatmap's.
 
-    Where the image does not say how large a pixel is, lengths are in pixels and sizes undefined.
+    Where the image does not say how large a pixel is, lengths are in pixels, names that hold one say so (`hit_within_10px`), and sizes
+    are undefined.
 
     Parameters
     ----------
@@ -72,7 +76,8 @@ def measure_heatmap(
     )
     numbers = {**found.numbers, **_ceilings(heatmap, mask, inside, input_grid, found.numbers)}
     if not heatmap.source.spaced:
-        numbers = {name: _in_pixels(number) for name, number in numbers.items()}
+        numbers = {_MILLIMETRES.sub("px", name): _in_pixels(number) for name, number in numbers.items()}
+        found = replace(found, lesions=tuple(replace(lesion, size=float("nan")) for lesion in found.lesions))
     return replace(found, numbers=numbers)
 
 

@@ -72,7 +72,7 @@ class LesionRow:
     Parameters
     ----------
     size, centre_voxel
-        In mL (cm² of a film), and its centre of mass as a fractional index.
+        In mL (cm² of a film; NaN where pixels have no known size), and its centre of mass as a fractional index.
     peak_hit
         The chance that one of the highest peaks lies in it.
     touched, covered
@@ -80,7 +80,7 @@ class LesionRow:
     score
         The largest raw relevance of a finding that touches it; minus infinity without one.
     centre_distance_mm
-        How far the finding matched to it lies from it, centre to centre; NaN where it got none.
+        How far the finding matched to it lies from it, centre to centre, in pixels where they have no known size; NaN where it got none.
     """
 
     size: float
@@ -99,8 +99,8 @@ class CaseMeasures:
     Parameters
     ----------
     numbers
-        By name, such as 'hit_within_5mm' or 'dice@otsu': `NAME@THRESHOLD`; chance beside it as `NAME_uniform` (a map that is the same
-        everywhere), `NAME_moved`, `NAME_p` and `NAME_z` (the lesion elsewhere).
+        By name, such as 'hit_within_5mm' ('hit_within_5px' where pixels have no known size) or 'dice@otsu': `NAME@THRESHOLD`; chance beside
+        it as `NAME_uniform` (a map that is the same everywhere), `NAME_moved`, `NAME_p` and `NAME_z` (the lesion elsewhere).
     lesions
         One row a lesion.
     findings, boxes, histogram, curve

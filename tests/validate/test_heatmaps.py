@@ -197,3 +197,27 @@ def test_a_sheared_grid_is_refused_since_its_millimetres_do_not_add_up() -> None
     sheared = Grid(GRID.shape, affine)
     with pytest.raises(GeometryError, match="not at right angles"):
         measure_heatmap(heatmap(grid=sheared), ball(sheared, CENTRE, 5.0), settings=QUICK)
+
+
+def test_lengths_in_pixels_are_called_so_in_names_too() -> None:
+    film = Grid((31, 37, 1), np.diag([1.0, 1.0, 1.0, 1.0]))
+    spot, lesion = np.zeros(film.shape, np.float32), np.zeros(film.shape, np.uint8)
+    spot[4, 9], lesion[12:17, 9:15] = 1.0, 1
+    settings = Settings(draws=0, tolerances_mm=(7.5, 8.0))
+    known, unknown = (
+        measure_heatmap(
+            heatmap(spot, film, source=Source("array", "00", spaced=spaced)),
+            made_volume(lesion, film),
+            settings=settings,
+        )
+        for spaced in (True, False)
+    )
+    assert (unknown.numbers["peak_distance"].value, unknown.numbers["peak_distance"].unit) == (8.0, "pixels")
+    assert (unknown.numbers["hit_within_7.5px"].value, unknown.numbers["hit_within_8px"].value) == (0.0, 1.0)
+    assert "surface_dice_8px@half-max" in unknown.numbers
+    assert "lesion_recall_peak_within_8px" in unknown.numbers
+    assert not [name for name in unknown.numbers if "mm" in name]
+    assert [name.replace("px", "mm") for name in unknown.numbers] == list(known.numbers)
+    assert unknown.numbers["lesion_size"].why == "the image does not say how large a pixel is"
+    assert np.isnan(unknown.lesions[0].size)
+    assert known.lesions[0].size == pytest.approx(0.3)
