@@ -36,10 +36,14 @@ class Asked:
         What `medcam.explain` takes besides images and model, by its names; 'target' wins over the table's class.
     random_networks
         How many networks with weights drawn anew are explained beside the given one, 0 for none.
+    random_stages
+        In how many stages the weights of the first of them are drawn anew, each explained: a cascade from the input on.
     lesion_draws
         With how many healthy regions the lesion is compared, when it is removed from the image; 0 to remove nothing.
     faithfulness
-        Whether deletion and insertion are tried, which takes some hundred passes a case.
+        Whether deletion and insertion, ROAD, average drop and infidelity are tried, which takes some hundred passes a case.
+    robustness
+        Whether the image is tried with a little noise and as other scanners might take it, which takes about twenty explanations a case.
     protocols
         Published ways of counting that stand beside medcam's own.
     decision_threshold
@@ -58,8 +62,10 @@ class Asked:
     settings: Settings = field(default_factory=Settings)
     explaining: Mapping[str, object] = field(default_factory=dict)
     random_networks: int = 2
+    random_stages: int = 5
     lesion_draws: int = 20
     faithfulness: bool = False
+    robustness: bool = False
     protocols: tuple[str, ...] = ()
     decision_threshold: float = 0.5
     drawn_on: tuple[int, int] | None = None
@@ -67,6 +73,7 @@ class Asked:
 
     def __post_init__(self) -> None:
         not_negative("the number of random networks", self.random_networks)
+        at_least("the number of stages in which weights are drawn anew", self.random_stages)
         not_negative("the number of healthy regions", self.lesion_draws)
         between("the probability from which the network decides", self.decision_threshold, 0, 1)
         for name in self.protocols:

@@ -23,7 +23,7 @@ from medcam.geometry import Grid
 from medcam.validate.baselines import bright_spots
 from medcam.validate.heatmaps import measure_heatmap
 from medcam.validate.localization import lesion_on
-from medcam.validate.measures import CaseMeasures, Measure, Settings
+from medcam.validate.measures import CaseMeasures, Settings
 from medcam.validate.measuring import baseline_maps
 from medcam.validate.protocols import protocol
 from medcam.validate.strata import decisions
@@ -31,6 +31,8 @@ from medcam.validate.verdict import of_case
 from medcam.volume import Heatmap, Volume
 
 if TYPE_CHECKING:
+    from medcam.cohort.randomness import Randomness
+    from medcam.cohort.trying import Tried
     from medcam.models import Model
 
 # Baselines are measured as the heatmap is, but for chance, which does not depend on the map.
@@ -208,13 +210,15 @@ def _is_of(heatmap: Heatmap, model: Model) -> bool:
 def _numbers(entry: Entry, asked: Asked, scene: _Scene, model: Model | None) -> CaseResult:
     heatmap = scene.heatmap
     measures = _measured(scene, heatmap, asked.settings, scene.input_grid, entry)
-    baselines, notes = _baselines(entry, asked, scene, model)
-    trials: Mapping[str, Measure] = {}
+    random = _random(asked, scene, model)
+    baselines, notes = _baselines(entry, asked, scene, random.heatmaps if random else {})
+    trials: Tried | None = None
     if model is not None and scene.ready is not None:
         from medcam.cohort.trying import tried
 
-        trials, more = tried(model, _as_seen(scene), asked)
-        notes = (*notes, *more)
+        trials = tried(model, _as_seen(scene), asked)
+    notes = (*notes, *(note for each in (random, trials) if each for note in each.notes))
+    numbers = trials.numbers if trials else {}
     truth = entry.truth if entry.truth is not None else int(bool(scene.lesion.any()))
     protocols, odd = _by_protocols(asked, scene)
     side = _cell_mm(scene)
@@ -222,9 +226,11 @@ def _numbers(entry: Entry, asked: Asked, scene: _Scene, model: Model | None) -> 
         entry,
         measures=measures,
         baselines=baselines,
-        trials=trials,
+        trials=numbers,
+        curves=trials.curves if trials else {},
+        cascade=random.cascade if random else None,
         protocols=protocols,
-        verdict=of_case(measures.numbers, {name: each.numbers for name, each in baselines.items()}, trials, side),
+        verdict=of_case(measures.numbers, {name: each.numbers for name, each in baselines.items()}, numbers, side),
         target=heatmap.target or entry.target,
         score=heatmap.score,
         probability=heatmap.probability,
@@ -255,7 +261,7 @@ def _measured(scene: _Scene, map_: Heatmap, settings: Settings, input_grid: Grid
 
 
 def _baselines(
-    entry: Entry, asked: Asked, scene: _Scene, model: Model | None
+    entry: Entry, asked: Asked, scene: _Scene, random: Mapping[str, Heatmap]
 ) -> tuple[dict[str, CaseMeasures], tuple[str, ...]]:
     """Return what maps score that know nothing of the network, and the heatmaps of networks that know nothing."""
     heatmap = scene.heatmap
@@ -268,15 +274,18 @@ def _baselines(
     spacing = heatmap.grid.spacing_mm
     maps = baseline_maps(image.voxels, inside, spacing_mm=spacing)
     maps["bright-spots"] = bright_spots(image.voxels, inside, spacing_mm=spacing, width_mm=_width_mm(scene))
-    made = {name: replace(heatmap, relevance=values) for name, values in maps.items()}
-    notes: tuple[str, ...] = ()
-    if model is not None and scene.ready is not None and asked.random_networks:
-        from medcam.cohort.trying import random_heatmaps
-
-        random, notes = random_heatmaps(model, _as_seen(scene), asked)
-        made |= random
+    made = {name: replace(heatmap, relevance=values) for name, values in maps.items()} | dict(random)
     plain = replace(asked.settings, draws=_NO_CHANCE)
-    return {name: _measured(scene, each, plain, scene.input_grid, entry) for name, each in made.items()}, notes
+    return {name: _measured(scene, each, plain, scene.input_grid, entry) for name, each in made.items()}, ()
+
+
+def _random(asked: Asked, scene: _Scene, model: Model | None) -> Randomness | None:
+    """Return the heatmaps of networks with random weights, None without a network or where none are asked for."""
+    if model is None or scene.ready is None or not asked.random_networks:
+        return None
+    from medcam.cohort.randomness import random_heatmaps
+
+    return random_heatmaps(model, _as_seen(scene), asked)
 
 
 def _width_mm(scene: _Scene) -> float:

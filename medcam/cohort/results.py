@@ -7,16 +7,22 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from jaxtyping import Float32
+
 from medcam.recipe import Recipe
 from medcam.validate.bootstrap import Interval, Resampling
 from medcam.validate.lesions import Froc
 from medcam.validate.measures import CaseMeasures, Measure, Settings
 from medcam.validate.paired import Difference
+from medcam.validate.sanity import Sanity
 from medcam.validate.statistics import DesignEffect
 from medcam.validate.verdict import Verdict
 
 # How the map under test is called beside its baselines.
 HEATMAP = "heatmap"
+# Of the voxels that are removed, or put back, where curves are kept.
+CURVE_SHARES = tuple(n / 20 for n in range(21))
 
 
 @dataclass(frozen=True)
@@ -68,6 +74,26 @@ class Entry:
 
 
 @dataclass(frozen=True, eq=False)
+class Cascade:
+    """How alike a case's heatmap stays while more and more of the network's weights are drawn anew, from the input on.
+
+    Parameters
+    ----------
+    stages
+        The first layer of each stage.
+    similarity
+        Of the heatmap with all up to and with this stage drawn anew to the learned one, both at the size of the sketch: SSIM, NaN where a
+        map is blank.
+    sketch
+        The learned heatmap averaged over a few cells for each axis, so that cases can be compared with one another.
+    """
+
+    stages: tuple[str, ...]
+    similarity: tuple[float, ...]
+    sketch: Float32[np.ndarray, "x y z"] = field(repr=False)
+
+
+@dataclass(frozen=True, eq=False)
 class CaseResult:
     """What came of one case; one that failed is a value, too.
 
@@ -82,6 +108,11 @@ class CaseResult:
         or of networks that know nothing.
     trials
         Numbers about the network, by name: 'necessity@inpaint', 'sufficiency', 'deletion@blur', ...; NaN with a reason where undefined.
+    curves
+        By name ('deletion@blur', 'insertion@mean', and 'deletion of blobs@blur' of maps that know nothing): the score at `CURVE_SHARES` of
+        the voxels.
+    cascade
+        None where no weights were drawn anew.
     protocols
         By protocol, what it needs of this case for its numbers of the cohort.
     verdict
@@ -108,6 +139,8 @@ class CaseResult:
     measures: CaseMeasures | None = None
     baselines: Mapping[str, CaseMeasures] = field(default_factory=dict)
     trials: Mapping[str, Measure] = field(default_factory=dict)
+    curves: Mapping[str, tuple[float, ...]] = field(default_factory=dict, repr=False)
+    cascade: Cascade | None = field(default=None, repr=False)
     protocols: Mapping[str, Any] = field(default_factory=dict, repr=False)
     verdict: Verdict | None = None
     target: str = ""
@@ -205,6 +238,10 @@ class Cohort:
         How many cases got which verdict, by kind.
     verdict
         Of the cohort; None if all cases failed.
+    drawn_on, allow_gaps
+        How the files were read, so that pages read them alike; see `Asked`.
+    sanity
+        Whether maps of random weights are less like the learned ones than those of other patients; None where no weights were drawn anew.
     notes
         What the reader must know, in sentences: failed cases, cases without a lesion, small numbers.
     """
@@ -224,6 +261,9 @@ class Cohort:
     protocols: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     counts: Mapping[str, int] = field(default_factory=dict)
     verdict: Verdict | None = None
+    drawn_on: tuple[int, int] | None = None
+    allow_gaps: bool = False
+    sanity: Sanity | None = None
     notes: tuple[str, ...] = ()
 
     @property

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import reduce
 from operator import add
 
@@ -11,6 +12,7 @@ import numpy as np
 
 from medcam.cohort.asked import Asked
 from medcam.cohort.results import HEATMAP, BoxAccuracy, CaseResult, Cohort, Comparison, SummaryRow
+from medcam.cohort.sketches import randomization_sanity
 from medcam.errors import UsageError
 from medcam.validate.bootstrap import Interval, Resampling
 from medcam.validate.boxes import max_box_accuracy, max_box_accuracy_v2
@@ -59,16 +61,16 @@ def summarized(cases: Sequence[CaseResult], asked: Asked, *, primary: str, how: 
     check_primary(primary, asked)
     how = how or Resampling()
     done = [case for case in cases if case.ok]
-    bare = Cohort(tuple(cases), asked.settings, how, primary, notes=_notes(cases))
+    bare = Cohort(
+        tuple(cases), asked.settings, how, primary, drawn_on=asked.drawn_on, allow_gaps=asked.allow_gaps, notes=_notes(cases)
+    )  # fmt: skip
     if not done:
         return bare
-    maps = _maps(done)
+    maps, apart = _in_one_unit(_maps(done))
+    bare = replace(bare, notes=(*bare.notes, *apart))
     comparisons = _comparisons(done, maps, primary, how)
-    return Cohort(
-        bare.cases,
-        bare.settings,
-        bare.resampling,
-        primary,
+    return replace(
+        bare,
         model=_one(case.recipe.model for case in done if case.recipe),
         model_sha256=_one(case.recipe.model_sha256 for case in done if case.recipe),
         method=_one(case.recipe.method for case in done if case.recipe),
@@ -80,7 +82,7 @@ def summarized(cases: Sequence[CaseResult], asked: Asked, *, primary: str, how: 
         protocols={name: _protocol(name, done) for name in asked.protocols},
         counts=dict(Counter(case.verdict.kind for case in done if case.verdict)),
         verdict=_verdict(done, comparisons, primary, how),
-        notes=bare.notes,
+        sanity=randomization_sanity(done, how),
     )
 
 
@@ -92,6 +94,35 @@ def _maps(done: Sequence[CaseResult]) -> dict[str, dict[int, CaseMeasures]]:
             if found is not None:
                 maps.setdefault(name, {})[n] = found
     return maps
+
+
+def _in_one_unit(
+    maps: dict[str, dict[int, CaseMeasures]],
+) -> tuple[dict[str, dict[int, CaseMeasures]], tuple[str, ...]]:
+    """Return the measures without numbers of another unit than most cases have: millimetres and pixels have no mean."""
+    units: dict[str, Counter[str]] = {}
+    for found in maps[HEATMAP].values():
+        for name, number in found.numbers.items():
+            units.setdefault(name, Counter())[number.unit] += 1
+    mixed = {name: counted.most_common(1)[0][0] for name, counted in units.items() if len(counted) > 1}
+    if not mixed:
+        return maps, ()
+    kept = {
+        name: {n: replace(each, numbers=_of_unit(each.numbers, mixed)) for n, each in found.items()}
+        for name, found in maps.items()
+    }
+    said = ", ".join(dict.fromkeys(mixed.values()))
+    return kept, (
+        f"Not all cases are measured in the same units: only those in {said} count where lengths and sizes do.",
+    )
+
+
+def _of_unit(numbers: Mapping[str, Measure], units: Mapping[str, str]) -> dict[str, Measure]:
+    kept = dict(numbers)
+    for name, unit in units.items():
+        if name in kept and kept[name].unit != unit:
+            kept[name] = replace(kept[name], value=_NAN, unit=unit, why="it was measured in another unit")
+    return kept
 
 
 def _summary(done: Sequence[CaseResult], maps: dict[str, dict[int, CaseMeasures]], how: Resampling) -> list[SummaryRow]:
@@ -131,7 +162,7 @@ def _row(
 def _is_key(measure: str) -> bool:
     """Tell whether a measure, without its threshold or tolerance, is one of `KEY`."""
     plain = measure.partition("@")[0]
-    return plain in KEY or (plain[-2:] == "mm" and plain.rpartition("_")[0] in KEY)
+    return plain in KEY or (plain[-2:] in ("mm", "px") and plain.rpartition("_")[0] in KEY)
 
 
 def _strata(done: Sequence[CaseResult]) -> dict[str, list[int]]:

@@ -1,10 +1,10 @@
-"""What only the network itself can tell: whether it uses the lesion, and what networks that know nothing show."""
+"""What only the network itself can tell: above all, whether it uses the lesion."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -16,18 +16,14 @@ from medcam.errors import MedcamError
 from medcam.geometry import Grid, resample
 from medcam.models import Model
 from medcam.occupancy import occupancy
-from medcam.pipeline import explain
 from medcam.prepare import Prepared, prepare
-from medcam.trials.deletion import deletion_and_insertion
 from medcam.trials.lesion_use import LesionUse, lesion_use
-from medcam.trials.randomizing import randomized, stages
 from medcam.trials.scoring import on_trial
 from medcam.validate.measures import Measure
 from medcam.volume import Heatmap, Volume
 
 # Of an input voxel, from which it belongs to the lesion.
 _HALF = 0.5
-_CONTROL = "blob"
 # A constant, or a blur of the image, would be another bright spot where a lung is dark.
 _FILLS = ("inpaint",)
 
@@ -60,57 +56,78 @@ def prepared(model: Model, volumes: Sequence[Volume]) -> Prepared:
     return prepare(volumes, model.preprocessing, spatial_dims=dims)
 
 
-def random_heatmaps(model: Model, case: Case, asked: Asked) -> tuple[dict[str, Heatmap], tuple[str, ...]]:
-    """Return heatmaps of networks whose weights were all drawn anew, by name, and notes on those that could not be made."""
-    made: dict[str, Heatmap] = {}
-    notes: list[str] = []
-    inputs = case.ready.tensor.unsqueeze(0)
-    given = asked.explaining.get("target") or case.target
-    how: dict[str, Any] = {**asked.explaining, "target": given}
-    for seed in range(1, asked.random_networks + 1):
-        try:
-            dtype = next((p.dtype for p in model.network.parameters() if p.is_floating_point()), torch.float32)
-            whole = stages(model.network, inputs.to(_device(model), dtype), most=1)
-            for _, network in randomized(model.network, whole, order="bottom-up", seed=seed):
-                made[f"random-weights-{seed}"] = explain(case.volumes, replace(model, network=network), **how)
-        except MedcamError as error:
-            notes.append(f"There is no heatmap of random weights (seed {seed}): {error}.")
-            break
-    return made, tuple(notes)
+@dataclass(frozen=True, eq=False)
+class Tried:
+    """What was tried on a network: numbers and curves by name (see `CaseResult`), and notes on what could not be tried."""
+
+    numbers: Mapping[str, Measure] = field(default_factory=dict)
+    curves: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
 
 
-def tried(model: Model, case: Case, asked: Asked) -> tuple[dict[str, Measure], tuple[str, ...]]:
-    """Return numbers of the lesion's use and of faithfulness by name, and notes on what could not be tried."""
-    if not case.lesion.any() or not (asked.lesion_draws or asked.faithfulness):
-        return {}, ()
+def tried(model: Model, case: Case, asked: Asked) -> Tried:
+    """Return what comes of removing the lesion, and what the map shows, from the image, and of taking the image again."""
+    if not case.lesion.any() or not (asked.lesion_draws or asked.faithfulness or asked.robustness):
+        return Tried()
     if case.heatmap.recipe.windows and _beyond(case.ready, case.heatmap.recipe.windows):
-        return {}, ("Whether the network uses the lesion was not tried: it sees the volume in windows.",)
+        return Tried(
+            notes=("The network was not tried, nor whether it uses the lesion: it sees the volume in windows.",)
+        )
     lesion = _on_input(case.lesion, case.heatmap.grid, case.ready.grid)
     domain = None if case.domain is None else _on_input(case.domain, case.heatmap.grid, case.ready.grid) | lesion
-    inputs = case.ready.tensor.unsqueeze(0).to(_device(model))
-    dtype = next((p.dtype for p in model.network.parameters() if p.is_floating_point()), torch.float32)
-    about: dict[str, Any] = {
+    inside = None if domain is None else _tensor(domain, case.ready)
+    map_ = _tensor(resample(case.heatmap.relevance, case.heatmap.grid, case.ready.grid), case.ready)
+    at = Input(as_input(model, case), map_, inside, case.spacing_mm, "mm" if case.heatmap.source.spaced else "pixels")
+    found: list[Tried] = []
+    try:
+        with on_trial(model.network, at.tensor, **asked_about(model, case, asked)) as study:
+            if asked.lesion_draws:
+                uses = lesion_use(
+                    study, _tensor(lesion, case.ready), fills=_FILLS, domain=inside, spacing_mm=case.spacing_mm, draws=asked.lesion_draws
+                )  # fmt: skip
+                found.append(Tried(_of_uses(uses)))
+        if asked.faithfulness or asked.robustness:
+            from medcam.cohort.faithful import faithful, robust
+
+            found += [faithful(model, case, asked, at)] if asked.faithfulness else []
+            found += [robust(model, case, asked, at)] if asked.robustness else []
+    except MedcamError as error:
+        found.append(Tried(notes=(f"The network could not be tried: {error}.",)))
+    return Tried(
+        {name: number for one in found for name, number in one.numbers.items()},
+        {name: curve for one in found for name, curve in one.curves.items()},
+        tuple(note for one in found for note in one.notes),
+    )
+
+
+@dataclass(frozen=True, eq=False)
+class Input:
+    """What the network sees of a case, as a batch of one: image, map and domain on its grid, and the unit of its lengths."""
+
+    tensor: torch.Tensor
+    map: torch.Tensor
+    domain: torch.Tensor | None
+    spacing_mm: tuple[float, ...]
+    unit: str
+
+
+def as_input(model: Model, case: Case) -> torch.Tensor:
+    """Return the prepared image as the network takes it."""
+    parameters = list(model.network.parameters())
+    dtype = next((each.dtype for each in parameters if each.is_floating_point()), torch.float32)
+    device = next((each.device for each in parameters), torch.device("cpu"))
+    return case.ready.tensor.unsqueeze(0).to(device, dtype)
+
+
+def asked_about(model: Model, case: Case, asked: Asked) -> dict[str, Any]:
+    """Return what `on_trial` is asked: the score that the heatmap explains."""
+    return {
         "target": asked.explaining.get("target") or case.target,
         "activation": asked.explaining.get("activation"),
         "output": asked.explaining.get("output"),
         "class_names": model.class_names,
         "seed": asked.explaining.get("seed", 0),
     }
-    inside = None if domain is None else _tensor(domain, case.ready)
-    numbers: dict[str, Measure] = {}
-    try:
-        with on_trial(model.network, inputs.to(dtype), **about) as study:
-            if asked.lesion_draws:
-                uses = lesion_use(
-                    study, _tensor(lesion, case.ready), fills=_FILLS, domain=inside, spacing_mm=case.spacing_mm, draws=asked.lesion_draws
-                )  # fmt: skip
-                numbers |= _of_uses(uses)
-            if asked.faithfulness:
-                map_ = resample(case.heatmap.relevance, case.heatmap.grid, case.ready.grid)
-                numbers |= _of_removal(study, _tensor(map_, case.ready), inside, case.spacing_mm)
-    except MedcamError as error:
-        return numbers, (f"The network could not be tried: {error}.",)
-    return numbers, ()
 
 
 def _of_uses(uses: Sequence[LesionUse]) -> dict[str, Measure]:
@@ -131,18 +148,6 @@ def _of_uses(uses: Sequence[LesionUse]) -> dict[str, Measure]:
     return {name: replace(number, why=number.why if np.isnan(number.value) else "") for name, number in numbers.items()}
 
 
-def _of_removal(
-    study: Any, map_: torch.Tensor, domain: torch.Tensor | None, spacing_mm: Sequence[float]
-) -> dict[str, Measure]:
-    numbers = {}
-    for found in deletion_and_insertion(study, map_, domain=domain, spacing_mm=spacing_mm, controls=(_CONTROL,)):
-        numbers[f"deletion@{found.fill}"] = Measure(float(found.deletion.area[0]), "score")
-        numbers[f"insertion@{found.fill}"] = Measure(float(found.insertion.area[0]), "score")
-        numbers[f"deletion_gain@{found.fill}"] = Measure(float(found.deletion_gain(_CONTROL)[0]), "score")
-        numbers[f"insertion_gain@{found.fill}"] = Measure(float(found.insertion_gain(_CONTROL)[0]), "score")
-    return numbers
-
-
 def _beyond(ready: Prepared, windows: Mapping[str, Any]) -> bool:
     """Tell whether an input is larger than the windows in which the network sees it."""
     sides = ready.tensor.shape[1:]
@@ -161,7 +166,3 @@ def _on_input(mask: Bool[np.ndarray, "i j k"], grid: Grid, onto: Grid) -> Bool[n
 def _tensor(array: Bool[np.ndarray, "x y z"] | Float32[np.ndarray, "x y z"], ready: Prepared) -> torch.Tensor:
     flat = array[:, :, 0] if ready.tensor.ndim == 3 else array
     return torch.from_numpy(np.ascontiguousarray(flat)).unsqueeze(0)
-
-
-def _device(model: Model) -> torch.device:
-    return next((tensor.device for tensor in model.network.parameters()), torch.device("cpu"))

@@ -65,7 +65,6 @@ def add(commands: Commands) -> None:
         default="all",
         help="of a cohort: which cases get a page of their own (default: all)",
     )
-    report.add_argument("--drawn-on", metavar="W,H", help="of a cohort: as `medcam validate` was told")
     report.add_argument(
         "--out",
         metavar="PATH",
@@ -150,12 +149,12 @@ def _cohort(options: Namespace, paths: list[Path], say: Say) -> Result:
         raise InputError(
             f"{folder} holds no {RESULTS}: give the folder that `medcam validate TABLE --out FOLDER` wrote"
         )
-    drawn_on, out = _size(options.drawn_on), folder if options.out is None else Path(options.out)
+    out = folder if options.out is None else Path(options.out)
     if out.suffix.lower() in (".html", ".htm"):
         raise UsageError(f"--out of a cohort is a folder, unlike {out.name}: its report has several files")
     say("reading the results")
     cohort = read_cohort(folder / RESULTS)
-    written = write_report(cohort, out, pages=options.pages, drawn_on=drawn_on, say=say)
+    written = write_report(cohort, out, pages=options.pages, say=say)
     verdict = cohort.verdict
     lines = [f"verdict {verdict.words if verdict else 'none: all cases failed'}"]
     lines += [f"note    {note}" for note in written.notes]
@@ -169,13 +168,3 @@ def _cohort(options: Namespace, paths: list[Path], say: Say) -> Result:
         "notes": list(written.notes),
     }
     return Result(values, lines)
-
-
-def _size(text: str | None) -> tuple[int, int] | None:
-    if text is None:
-        return None
-    try:
-        width, height = (int(part) for part in str(text).split(","))
-    except ValueError:
-        raise UsageError(f"--drawn-on takes a width and a height, such as 1024,1024, not '{text}'") from None
-    return width, height

@@ -28,7 +28,8 @@ no diagnosis. Research use only.
 """
 # What a short table shows of one case, by the beginning of the name.
 _SHOWN = (
-    "lesions", "lesion_size", "hit", "hit_within_5mm", "hit_within_10mm", "peak_distance", "mass_in_lesion", "mass_lift",
+    "lesions", "lesion_size", "hit", "hit_within_5mm", "hit_within_10mm", "hit_within_5px", "hit_within_10px", "peak_distance",
+    "mass_in_lesion", "mass_lift",
     "average_precision", "average_precision_of_ceiling", "dice@half-max", "dice@otsu", "lesion_recall", "false_findings",
 )  # fmt: skip
 
@@ -104,7 +105,21 @@ def _add_measuring(validate: ArgumentParser) -> None:
         metavar="N",
         help="healthy regions that the lesion is compared with (default 20)",
     )
-    add_("--faithfulness", action="store_true", help="try deletion and insertion too: some hundred passes a case")
+    add_(
+        "--random-stages",
+        type=int,
+        default=5,
+        metavar="N",
+        help="in how many stages the first of them gets its weights, each explained (default 5)",
+    )
+    add_(
+        "--faithfulness", action="store_true", help="try deletion, insertion, ROAD, ... too: some hundred passes a case"
+    )
+    add_(
+        "--robustness",
+        action="store_true",
+        help="try images with noise and of other scanners: some twenty explanations a case",
+    )
     add_("--protocol", metavar="NAME[,NAME]", help="count as published too: chexlocalize, wsol, se3d, arun")
     add_(
         "--decision",
@@ -166,13 +181,15 @@ def _asked(options: Namespace) -> Asked:
     asked = Asked(
         settings,
         explaining,
-        options.random_networks,
-        options.lesion_draws,
-        options.faithfulness,
-        tuple(listed(options.protocol or "")),
-        options.decision,
-        (int(size[0]), int(size[1])) if size else None,
-        options.allow_gaps,
+        random_networks=options.random_networks,
+        random_stages=options.random_stages,
+        lesion_draws=options.lesion_draws,
+        faithfulness=options.faithfulness,
+        robustness=options.robustness,
+        protocols=tuple(listed(options.protocol or "")),
+        decision_threshold=options.decision,
+        drawn_on=(int(size[0]), int(size[1])) if size else None,
+        allow_gaps=options.allow_gaps,
     )
     check_primary(options.primary, asked)
     return asked
@@ -279,7 +296,7 @@ def _table(options: Namespace, asked: Asked, say: Say) -> Result:
         return _cohort_result(cohort, files)
     from medcam.report.cohort_report import write_report
 
-    written = write_report(cohort, out, pages=options.report, drawn_on=asked.drawn_on, say=say)
+    written = write_report(cohort, out, pages=options.report, say=say)
     return _cohort_result(
         cohort, (*files, *(file for file in written.files if file.parent.name != "pages")), written.notes
     )

@@ -14,15 +14,17 @@ from medcam.volume import Volume
 _HALF = 0.5
 
 
-def case_of(result: CaseResult, measures: Sequence[str], *, drawn_on: tuple[int, int] | None = None) -> Case:
+def case_of(
+    result: CaseResult, measures: Sequence[str], *, drawn_on: tuple[int, int] | None = None, allow_gaps: bool = False
+) -> Case:
     """Return what the page of a case shows.
 
     Parameters
     ----------
     measures
         Which of its numbers stand on the page, by name.
-    drawn_on
-        The size of the picture in whose pixels boxes are given, where it is not the image's.
+    drawn_on, allow_gaps
+        As the cohort knows them: how boxes and images were read.
 
     Raises
     ------
@@ -35,19 +37,22 @@ def case_of(result: CaseResult, measures: Sequence[str], *, drawn_on: tuple[int,
     if path is None or not result.entry.images:
         lacks = "heatmap" if path is None else "image"
         raise InputError(f"the case of line {result.entry.line} has no {lacks} to show")
-    reference = read_images(result.entry)[0]
+    reference = read_images(result.entry, allow_gaps=allow_gaps)[0]
     heatmap, image = heatmap_of(path, reference)
     shown = image_on(heatmap, reference if image is None else image)
     lesion = _lesion(result, reference, drawn_on)
-    known = {
-        words_of(name): result.measures.numbers[name].value for name in measures if name in result.measures.numbers
-    }
+    numbers = result.measures.numbers
+    known = {words_of(name): (numbers[name].value, _unit(numbers[name].unit)) for name in measures if name in numbers}
     verdict = (
         {} if result.verdict is None else {"verdict": " ".join((result.verdict.words + ".", *result.verdict.because))}
     )
     target = result.target or heatmap.target
     title = f"Line {result.entry.line} of the table{f': {target}' if target else ''}"
     return Case(shown, (heatmap,), _HALF, lesion, ({**verdict, **known},), title)
+
+
+def _unit(unit: str) -> str:
+    return "" if unit == "count" else "cm²" if unit == "cm2" else unit
 
 
 def _lesion(result: CaseResult, reference: Volume, drawn_on: tuple[int, int] | None) -> Volume | None:

@@ -36,7 +36,6 @@ def write_report(
     folder: Path,
     *,
     pages: str = "all",
-    drawn_on: tuple[int, int] | None = None,
     say: Callable[[str], Any],
 ) -> Written:
     """Write `report.html`, `figures/`, `paper/` and, of the cases that are asked for, `pages/`.
@@ -47,8 +46,6 @@ def write_report(
     ----------
     pages
         'all' cases, those of the 'gallery', or 'none'.
-    drawn_on
-        The size of the picture in whose pixels boxes are given, where it is not the image's.
     say
         Is told how far it has come.
 
@@ -62,11 +59,12 @@ def write_report(
     links: dict[int, Path] = {}
     sights: dict[int, Sight] = {}
     notes: list[str] = []
+    found = lines(cohort)
     for n, case in enumerate(chosen, 1):
         line = case.entry.line
         say(f"page {n} of {len(chosen)}, the case of line {line}")
         try:
-            shown = case_of(case, headline(cohort, lines(cohort)), drawn_on=drawn_on)
+            shown = case_of(case, headline(cohort, found), drawn_on=cohort.drawn_on, allow_gaps=cohort.allow_gaps)
             if line in named:
                 sights[line] = Sight(line, named[line], _picture(shown))
             if pages != "none":

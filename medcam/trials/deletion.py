@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from jaxtyping import Bool, Float
@@ -55,6 +55,8 @@ class Removal:
         The share of voxels whose order was chance.
     deletion_controls, insertion_controls
         The areas `draw b` of maps that know nothing of the image, by kind.
+    control_curves
+        Their deletion and insertion curves, by kind, one pair for each draw.
     """
 
     fill: str
@@ -63,6 +65,7 @@ class Removal:
     tied: Float[Tensor, " b"]
     deletion_controls: Mapping[str, Float[Tensor, "d b"]]
     insertion_controls: Mapping[str, Float[Tensor, "d b"]]
+    control_curves: Mapping[str, tuple[tuple[Curve, Curve], ...]] = field(default_factory=dict)
 
     def deletion_gain(self, control: str) -> Float[Tensor, " b"]:
         """Return how far the map's area lies below that of a control's mean: above 0 speaks for the map."""
@@ -134,13 +137,16 @@ def deletion_and_insertion(
     results = []
     for name in fills:
         fill = fill_named(study.inputs, name, domain=inside, spacing_mm=spacing_mm)
-        areas = {kind: [_curves(study, one, fill, steps) for one in orders] for kind, orders in others.items()}
+        controlled = {
+            kind: tuple(_curves(study, one, fill, steps) for one in orders) for kind, orders in others.items()
+        }
         deletion, insertion = _curves(study, own, fill, steps)
         results.append(
             Removal(
                 name, deletion, insertion, own.tied,
-                {kind: torch.stack([pair[0].area for pair in pairs]) for kind, pairs in areas.items()},
-                {kind: torch.stack([pair[1].area for pair in pairs]) for kind, pairs in areas.items()},
+                {kind: torch.stack([pair[0].area for pair in pairs]) for kind, pairs in controlled.items()},
+                {kind: torch.stack([pair[1].area for pair in pairs]) for kind, pairs in controlled.items()},
+                controlled,
             )
         )  # fmt: skip
     return tuple(results)

@@ -20,8 +20,9 @@ from medcam.cli import main
 from medcam.cohort.asked import Asked, threshold_named
 from medcam.cohort.cases import read_table
 from medcam.cohort.judging import judged
-from medcam.cohort.results import CaseResult, Cohort
+from medcam.cohort.results import CURVE_SHARES, Cascade, CaseResult, Cohort
 from medcam.cohort.running import run_cases
+from medcam.cohort.sketches import randomization_sanity
 from medcam.cohort.stored import read_cohort
 from medcam.cohort.summary import size_labels, summarized
 from medcam.cohort.writing import write_results
@@ -59,11 +60,15 @@ def patient(folder: Path, n: int, *, right: bool = True, ill: bool = True, seen:
     return f"c{n},p{n // 2},scan{n}.nii.gz,map{n}.nii.gz,{f'mask{n}.nii.gz' if ill else ''},{int(ill)}"
 
 
+def written(folder: Path) -> Path:
+    rows = [patient(folder, n, right=n != 3, ill=n != 7) for n in range(8)]
+    (folder / "t.csv").write_text("case,patient,image,heatmap,mask,truth\n" + "\n".join(rows) + "\n")
+    return folder
+
+
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    rows = [patient(tmp_path, n, right=n != 3, ill=n != 7) for n in range(8)]
-    (tmp_path / "t.csv").write_text("case,patient,image,heatmap,mask,truth\n" + "\n".join(rows) + "\n")
-    return tmp_path
+    return written(tmp_path)
 
 
 def silent(_: str) -> None:
@@ -75,8 +80,13 @@ def whole(folder: Path, *, say: Callable[[str], Any] = silent, asked: Asked = QU
     return summarized(cases, asked, primary="average_precision", how=FEW)
 
 
-def test_a_table_of_heatmaps_becomes_numbers_beside_baselines(folder: Path) -> None:
-    cohort = whole(folder)
+@pytest.fixture(scope="module")
+def done(tmp_path_factory: pytest.TempPathFactory) -> Cohort:
+    return whole(written(tmp_path_factory.mktemp("cohort")))
+
+
+def test_a_table_of_heatmaps_becomes_numbers_beside_baselines(done: Cohort) -> None:
+    cohort = done
     assert [case.error for case in cohort.cases] == [""] * 8
     kinds = [case.verdict.kind for case in cohort.cases if case.verdict]
     assert kinds[3] == kinds[7] == "untold"
@@ -246,7 +256,7 @@ def test_with_a_network_heatmaps_are_made_and_it_is_tried_itself(tmp_path: Path,
     patient(tmp_path, 0)
     (tmp_path / "t.csv").write_text("case,patient,image,mask\nSMITH,p,scan0.nii.gz,mask0.nii.gz\n")
     (entry,) = read_table(tmp_path / "t.csv", with_model=True)
-    asked = replace(QUICK, faithfulness=True, explaining={"target": 0, "activation": "sigmoid"})
+    asked = replace(QUICK, faithfulness=True, robustness=True, explaining={"target": 0, "activation": "sigmoid"})
     found = judged(entry, asked, model=model, out=tmp_path / "maps")
     assert found.error == ""
     assert found.measures is not None
@@ -256,7 +266,32 @@ def test_with_a_network_heatmaps_are_made_and_it_is_tried_itself(tmp_path: Path,
     assert found.decision in ("TP", "FN")
     assert found.cell_mm == pytest.approx(4 * 3.0)
     assert not np.isnan(found.measures.numbers["ceiling_average_precision"].value)
-    assert {"lesion_share@inpaint", "lesion_p@inpaint", "deletion@blur", "insertion_gain@mean"} <= set(found.trials)
+    tried = {
+        "lesion_share@inpaint",
+        "lesion_p@inpaint",
+        "deletion@blur",
+        "insertion_gain@mean",
+        "road",
+        "infidelity",
+        "average_drop",
+    }
+    assert tried | {"sensitivity", "retest_ssim@rigid", "retest_shift@noise"} <= set(found.trials)
+    assert not [name for name, number in found.trials.items() if number.value != number.value and not number.why]
+    assert found.trials["retest_shift@noise"].unit == "mm"
+    # The area under the curve that is kept is that of the finer one, but for its steps; all ends are the clean and the empty image.
+    deletion, insertion = (np.array(found.curves[f"{kind}@blur"]) for kind in ("deletion", "insertion"))
+    assert np.trapezoid(deletion, CURVE_SHARES) == pytest.approx(
+        found.trials["deletion@blur"].value, abs=0.02 * np.ptp(deletion)
+    )
+    assert [deletion[0], deletion[-1]] == pytest.approx([insertion[-1], insertion[0]])
+    assert deletion[0] == pytest.approx(found.score, abs=1e-4)
+    blobs = np.array(found.curves["deletion of blobs@blur"])
+    gain = np.trapezoid(blobs - deletion, CURVE_SHARES)
+    assert gain == pytest.approx(found.trials["deletion_gain@blur"].value, abs=0.02 * np.ptp(deletion))
+    assert found.cascade is not None
+    assert found.cascade.stages[0].startswith("features.0")
+    assert len(found.cascade.similarity) == len(found.cascade.stages) == 5
+    assert max(found.cascade.similarity) < 0.999
     # The score without the lesion, by hand: the least that necessity must be.
     necessity, span = (found.trials[f"lesion_{name}@inpaint"].value for name in ("necessity", "span"))
     excess, share = (found.trials[f"lesion_{name}@inpaint"].value for name in ("excess", "share"))
@@ -290,3 +325,51 @@ def test_sizes_of_films_are_areas(tmp_path: Path) -> None:
         np.ones(lesion.shape, np.float32), lesion & False, spacing_mm=film.grid.spacing_mm, settings=Settings(draws=0)
     )
     assert size_labels([one, none]) == ["up to 10 cm²", "no lesion"]
+
+
+def test_lengths_in_pixels_are_not_averaged_with_millimetres(done: Cohort) -> None:
+    cohort = done
+    case = cohort.cases[0]
+    assert case.measures is not None
+    in_pixels = {
+        name.replace("mm", "px"): replace(number, unit="pixels", value=1e6) if number.unit == "mm" else number
+        for name, number in case.measures.numbers.items()
+    }
+    other = replace(case, measures=replace(case.measures, numbers=in_pixels))
+    mixed = summarized((other, *cohort.cases[1:]), QUICK, primary="average_precision", how=FEW)
+    rows = {row.measure: row for row in mixed.summary if (row.map, row.stratum) == ("heatmap", "all")}
+    assert rows["peak_distance"].interval.value < 1e3
+    assert (rows["peak_distance"].unit, rows["peak_distance"].interval.undefined) == ("mm", 2)
+    assert rows["hit_within_5px"].interval.cases == 1
+    assert "only those in mm count" in " ".join(mixed.notes)
+    assert not any("units" in note for note in cohort.notes)
+
+
+def test_what_pages_need_and_the_cascade_come_back_from_the_file(done: Cohort, tmp_path: Path) -> None:
+    asked = replace(QUICK, drawn_on=(512, 640), allow_gaps=True)
+    cases = list(done.cases)[:4]
+    random = np.random.default_rng(0)
+    for n, case in enumerate(cases):
+        sketch = random.normal(size=(12, 14, 13)).astype(np.float32)
+        cases[n] = replace(case, curves={"deletion@blur": (1.0, 0.5)}, cascade=Cascade(("a", "b"), (0.9, -0.5), sketch))
+    cohort = summarized(cases, asked, primary="average_precision", how=FEW)
+    # Noise is like no other noise, and -0.5 is less than that.
+    assert cohort.sanity is not None
+    assert cohort.sanity.verdict == "passes"
+    assert cohort.sanity.similarity.value == pytest.approx(-0.5)
+    assert abs(cohort.sanity.baseline.value) < 0.1
+    write_results(cohort, tmp_path)
+    back = read_cohort(tmp_path / "results.json")
+    assert (back.drawn_on, back.allow_gaps) == ((512, 640), True)
+    assert back.sanity == cohort.sanity
+    assert back.cases[2].curves == {"deletion@blur": (1.0, 0.5)}
+    first, second = cases[2].cascade, back.cases[2].cascade
+    assert first is not None
+    assert second is not None
+    assert (second.stages, second.similarity) == (first.stages, first.similarity)
+    np.testing.assert_array_equal(second.sketch, first.sketch)
+    alike = [replace(case, cascade=replace(case.cascade, similarity=(1.0, 0.9))) for case in cases if case.cascade]
+    again = randomization_sanity(alike, FEW)
+    assert again is not None
+    assert again.verdict == "fails"
+    assert randomization_sanity(alike[:2], FEW) is None

@@ -159,7 +159,6 @@ def test_stored_heatmaps_become_one_page_and_a_figure(
         (["other", "--threshold", "0.3"], 2, "are for single heatmaps"),
         (["other", "--out", "page.html"], 2, "is a folder"),
         (["other"], 4, "has version None"),
-        (["other", "--drawn-on", "wide"], 2, "a width and a height"),
     ],
 )
 def test_what_cannot_be_asked_is_refused_in_words(
