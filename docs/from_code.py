@@ -16,17 +16,18 @@ import inspect
 import pkgutil
 import re
 import textwrap
+from collections.abc import Callable
 from pkgutil import resolve_name
 from types import ModuleType
 
 from docutils import nodes
 from sphinx.application import Sphinx
+from sphinx.ext.napoleon import Config, NumpyDocstring
 from sphinx.util.docutils import SphinxDirective
 
 import medcam
 from medcam.cli import _parsers
-from medcam.commands.tables import listing
-from medcam.options import function_at
+from medcam.options import function_at, options_of
 
 
 class FromCode(SphinxDirective):
@@ -72,14 +73,21 @@ def row_of(action: argparse.Action) -> str:
 
 
 def options(table: str) -> str:
-    """Return the rows of a table of functions: names, options with defaults, and what they are."""
+    """Return the rows of a table of functions: names and what they are, then each with its options."""
     functions = {name: function_at(row) for name, row in resolve_name(table).items()}
-    (rows,) = listing("rows", functions, "").values.values()
-    lines = [
-        f"| `{row['name']}` | {', '.join(f'`{name}={value}`' for name, value in row['options'].items())} | {plain(row['about'])} |"
-        for row in rows
-    ]
-    return "\n".join(["| name | options, and what they are otherwise | |", "| --- | --- | --- |", *lines])
+    heads = {name: " ".join((inspect.getdoc(each) or "").split("\n\n")[0].split()) for name, each in functions.items()}
+    lines = [f"| `{name}` | {plain(about)} |" for name, about in heads.items()]
+    told = [row_in_full(name, each) for name, each in functions.items()]
+    return "\n\n".join(["\n".join(["| name | |", "| --- | --- |", *lines]), *told])
+
+
+def row_in_full(name: str, function: Callable[..., object]) -> str:
+    """Return what a row of a table says of itself, with what its options mean."""
+    given = ", ".join(f"{each}={value!r}" for each, value in options_of(function).items())
+    lines = (inspect.getdoc(function) or "").splitlines()
+    escape(None, "function", name, function, None, lines)
+    told = str(NumpyDocstring(lines, Config(napoleon_use_param=False)))
+    return f"```{{eval-rst}}\n.. describe:: {name}({given})\n\n{textwrap.indent(told, '   ')}\n```"
 
 
 def public(package: str) -> str:
@@ -139,7 +147,7 @@ def plain(text: str) -> str:
     return "`".join(part if odd % 2 else re.sub(r"([*_<])", r"\\\1", part) for odd, part in enumerate(parts))
 
 
-def escape(_app: Sphinx, what: str, _name: str, _found: object, _options: object, lines: list[str]) -> None:
+def escape(_app: Sphinx | None, what: str, _name: str, _found: object, _options: object, lines: list[str]) -> None:
     """Let formulas of docstrings stand as they are: `b c *s` and |m| are no markup outside backticks either."""
     if what == "property":  # what stands before a colon would be taken for its type
         lines[0] = lines[0].replace(": ", ", ")
