@@ -265,7 +265,7 @@ def added(
         return found.files, found.notes
     from medcam.report.cohort_report import write_report
 
-    written = write_report(found.cohort, out, pages=report, drawn_on=adding.asked.drawn_on, say=say)
+    written = write_report(found.cohort, out, pages=report, say=say)
     files = (*found.files, *(file for file in written.files if file.parent.name != "pages"))
     return files, (*found.notes, *written.notes)
 
