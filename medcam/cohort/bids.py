@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import medcam
 from medcam.errors import OutputError, UsageError
+from medcam.formats.nifti import WHAT_A_MASK_IS
 from medcam.options import listed
 from medcam.whole_file import whole_file
 
@@ -27,9 +28,15 @@ _ADDRESS = "https://medcam-xai.readthedocs.io"
 _ENTITY = re.compile(r"[a-z]+-[A-Za-z0-9+]+")
 # What BIDS has no names for, and where pictures and other formats go.
 IGNORED = (
-    "*.html", "*.csv", "*.parquet", "*.sqlite3*", ".lock.sqlite3*", "results.json", "cases/", "pages/", "paper/", "figures/",
-    "**/figures/",
+    "*.html", "*.csv", "*.parquet", "manifest.*", ".lock.*", "results.json", "cases", "pages", "paper", "figures", "**/figures",
 )  # fmt: skip
+_README = """\
+Heatmaps of what a network saw, made by medcam, one for each image of the dataset that `DatasetLinks` names.
+
+`*_probseg.nii.gz` is the relevance of each voxel for the target's score, raw and signed: no probability, and no segmentation of a
+tissue, for BIDS has no suffix for such maps. `*_mask.nii.gz` is 1 where it reaches the threshold. The sidecars hold all that is
+needed to make them again. Research use only.
+"""
 _NOT_A_PROBABILITY = (
     "Relevance of each voxel for the target's score, raw and signed. BIDS has no suffix for such maps: this is not a probability, "
     "and no segmentation of a tissue. Research use only."
@@ -115,6 +122,7 @@ def describe(out: Path, raw: Path) -> None:
         "DatasetLinks": {"raw": Path(os.path.relpath(raw, out)).as_posix()},
     }
     _write(out / "dataset_description.json", json.dumps(said, indent=2) + "\n")
+    _write(out / "README.md", _README)
     _write(out / ".bidsignore", "".join(f"{pattern}\n" for pattern in IGNORED))
 
 
@@ -127,12 +135,12 @@ def _as_bids(path: Path, spot: Spot) -> Path:
         if path.suffix == ".json":
             values: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
             values["file"] = final.name.removesuffix(".json") + ".nii.gz"
-            about = {"Type": "ROI"} if is_mask else {"Description": _NOT_A_PROBABILITY, "Units": "arbitrary"}
-            _write(
-                final,
-                json.dumps({**values, **about, "Sources": [f"bids:raw:{spot.source}"]}, indent=2, ensure_ascii=False)
-                + "\n",
-            )
+            about = {"Description": _NOT_A_PROBABILITY, "Units": "arbitrary"}
+            if is_mask:
+                about = {"Description": WHAT_A_MASK_IS, "Type": "ROI"}
+            image = f"bids:raw:{spot.source}"
+            values |= {**about, "Sources": [image], "SpatialReference": image}
+            _write(final, json.dumps(values, indent=2, ensure_ascii=False) + "\n")
             if final != path:
                 path.unlink()
         elif final != path:

@@ -8,9 +8,10 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timezone
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
+from medcam.cohort.bids import describe
 from medcam.cohort.layouts import spots
 from medcam.cohort.manifest import DONE, WAITING, Manifest, Row, read_manifest
 from medcam.cohort.results import Entry
@@ -157,6 +158,8 @@ def run_cohort(cases: Cases, work: Work, run: Run, engine: Engine) -> bool:
         if not about.get("ended", True):
             _sweep(work.out)
         manifest.describe({"ended": False})
+        if work.layout == "bids" and asked:
+            describe(work.out, _dataset_of(asked[0][1]))
         given: dict[str, Planned] = {}
         reached: list[str] = []
 
@@ -277,6 +280,12 @@ def _remove_stale(before: Row | None, row: Row, out: Path) -> None:
             (out / name).unlink(missing_ok=True)
         except OSError as error:
             raise OutputError(f"cannot remove {out / name}: {error.strerror or error}") from error
+
+
+def _dataset_of(task: Task) -> Path:
+    """Return the BIDS dataset that a case's image belongs to."""
+    image = task.entry.images[0]
+    return image.parents[len(PurePosixPath(task.spot.source).parts) - 1]
 
 
 def _sweep(out: Path) -> None:

@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 
 from medcam.errors import UsageError
+from medcam.formats import READERS
 
 LAYOUTS = ("mirror", "flat", "bids")
 # Where exports lie below the cohort's folder, but for BIDS, which has its own.
@@ -19,7 +20,6 @@ HEATMAPS = "heatmaps"
 _ELSEWHERE = "elsewhere"
 # Names of files may have 255 bytes, and formats add endings.
 _LONGEST = 180
-_ENDINGS = (".nii.gz", ".seg.nrrd")
 # From a folder, a label and formats to the files that were written.
 Exporter = Callable[[Path, str, str], tuple[Path, ...]]
 
@@ -103,10 +103,16 @@ def _parts(name: Path | str, root: Path) -> tuple[str, ...]:
     if ".." in relative.parts or relative.is_absolute():
         whole = Path(os.path.abspath(name))  # noqa: PTH100  a link stays what it is called
         relative = Path(_ELSEWHERE, *whole.parts[1:])
-    *folders, last = relative.parts
-    ending = next(
-        (each for each in _ENDINGS if last.lower().endswith(each)), Path(last).suffix if name.is_file() else ""
+    return without_ending(relative)
+
+
+def without_ending(path: Path) -> tuple[str, ...]:
+    """Return the parts of an image's path, the last without the ending of its format."""
+    *folders, last = path.parts
+    suffixes = (
+        suffix for kind, row in READERS.items() if kind != "dicom" for suffix in (*row.suffixes, ".dcm", ".ima")
     )
+    ending = max((each for each in suffixes if last.lower().endswith(each)), key=len, default="")
     return (*folders, last[: len(last) - len(ending)] or last)
 
 
