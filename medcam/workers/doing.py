@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pickle
 import socket
 import time
 import traceback
@@ -67,6 +68,17 @@ def trace(error: BaseException) -> str:
         told = f": {each}" if isinstance(each, MedcamError) else ""
         parts.append("".join(traceback.format_tb(each.__traceback__)) + type(each).__name__ + told)
     return "\n\n".join(parts)
+
+
+def travels(error: BaseException) -> MedcamError | None:
+    """Return an error of medcam's that can be sent to another process; None for any other."""
+    if not isinstance(error, MedcamError):
+        return None
+    try:
+        same: MedcamError = pickle.loads(pickle.dumps(error))
+    except Exception:  # noqa: BLE001  an error of another package's own, made of what cannot travel
+        return None
+    return same
 
 
 def worker_name() -> str:

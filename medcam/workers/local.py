@@ -56,7 +56,7 @@ def local(
     if limit_s is not None and not limit_s > 0:
         raise UsageError(f"the time limit of a job is a number of seconds above 0, not {limit_s!r}")
     places = tuple(Place(number, devices[number % len(devices)] if devices else "cpu") for number in range(count))
-    rules = Rules(places, each, limit_s, tries)
+    rules = Rules(places, each, None if limit_s is None else float(limit_s), tries)
 
     def run(jobs: Iterable[Job | None], setup: Setup) -> Iterator[Outcome]:
         watch = Watch(rules, packed(setup), iter(jobs))

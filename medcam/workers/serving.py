@@ -25,8 +25,7 @@ from queue import SimpleQueue
 from threading import Lock, Semaphore, Thread
 from typing import IO, Any
 
-from medcam.errors import MedcamError
-from medcam.workers.doing import sentence, trace, tried, worker_name
+from medcam.workers.doing import sentence, trace, travels, tried, worker_name
 from medcam.workers.jobs import Place, Stages
 
 Message = tuple[Any, ...]
@@ -106,12 +105,7 @@ def _set_up(packed: bytes, place: Place, threads: int, line: _Line) -> Stages:
     try:
         stages: Stages = pickle.loads(packed)(place)
     except BaseException as error:  # noqa: BLE001  whatever it is, the driver tells it
-        whole = error if isinstance(error, MedcamError) else None
-        try:
-            pickle.loads(pickle.dumps(whole))
-        except Exception:  # noqa: BLE001  an error of a package's own that cannot travel
-            whole = None
-        line.tell(("unfit", whole, sentence(error), trace(error)))
+        line.tell(("unfit", travels(error), sentence(error), trace(error)))
         os._exit(1)
     torch = sys.modules.get("torch")
     if torch is not None:

@@ -8,19 +8,28 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from distributed import LocalCluster
 
 from medcam.errors import ModelError
+from medcam.workers.dask_cluster import dask
 from medcam.workers.inline import inline
 from medcam.workers.jobs import Engine, Job, Outcome
 from medcam.workers.local import local
 from workers.stand_ins import Obedient
 
-MADE = {"inline": inline, "local": lambda: local(workers=2, threads=1)}
+
+@pytest.fixture(scope="module")
+def scheduler() -> Iterator[str]:
+    """A Dask scheduler with two workers, as a site has one."""
+    with LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None) as cluster:
+        yield cluster.scheduler_address
 
 
-@pytest.fixture(params=sorted(MADE))
+@pytest.fixture(params=["inline", "local", "dask"])
 def engine(request: pytest.FixtureRequest) -> Engine:
-    return MADE[request.param]()
+    if request.param == "dask":
+        return dask(scheduler=request.getfixturevalue("scheduler"))
+    return inline() if request.param == "inline" else local(workers=2, threads=1)
 
 
 def jobs(*deeds: dict[str, str]) -> Iterator[Job]:
