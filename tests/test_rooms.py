@@ -53,6 +53,8 @@ MAY_KNOW = {
         "models",
         "prepare",
         "pipeline",
+        "validate",
+        "whole_file",
     },
 }
 TOP = {"cli", "commands", "doctor", "__init__", "__main__"}
