@@ -1,0 +1,214 @@
+"""What `medcam cohort` takes: memory over many cases, and time beside the cases' own."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+import statistics
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from cohort_trials_runs import Command, done, make_cohort, rows_of, tally, working
+
+import medcam
+from medcam.lesion_net import LesionNet
+from medcam.prepare import prepare
+
+# A network that writes down how long each of its passes took.
+TIMED = """
+import time
+from medcam.lesion_net import LesionNet
+
+class Timed(LesionNet):
+    def forward(self, image):
+        start = time.perf_counter()
+        answer = super().forward(image)
+        with open({log!r}, "a") as stream:
+            stream.write(f"{{time.perf_counter() - start}}\\n")
+        return answer
+
+def make():
+    return Timed(3, {widths})
+"""
+WIDTHS = (16, 32, 64, 64)
+
+
+@dataclass(frozen=True)
+class Sample:
+    """How far a run is, and what its processes hold.
+
+    Parameters
+    ----------
+    seconds
+        Since its start.
+    driver, workers
+        Resident memory, in MB.
+    """
+
+    seconds: float
+    done: int
+    driver: float
+    workers: tuple[float, ...]
+
+
+def watched(command: Command, *, every_s: float) -> tuple[int, list[Sample]]:
+    """Run a command to its end; return its exit code, and samples by the way."""
+    start = time.monotonic()
+    process = command.start()
+    samples = []
+    while process.poll() is None:
+        workers = tuple(_resident(pid) for pid in sorted(working(process.pid)))
+        samples.append(Sample(time.monotonic() - start, done(command.out), _resident(process.pid), workers))
+        time.sleep(every_s)
+    samples.append(Sample(time.monotonic() - start, done(command.out), 0.0, ()))
+    process.communicate()
+    return process.returncode, samples
+
+
+def memory(options: argparse.Namespace) -> dict[str, Any]:
+    """Return what driver and workers hold while many tiny cases are done."""
+    folder = options.folder / "memory"
+    shutil.rmtree(folder, ignore_errors=True)
+    table = make_cohort(folder / "images", options.cases, shape=(20, 24, 17))
+    command = Command(table, folder / "out", ("--model", "demo-mri", "--workers", str(options.workers)))
+    code, samples = watched(command, every_s=1.0)
+    going = [
+        each
+        for each in samples
+        if 0 < each.done < options.cases and len(each.workers) == options.workers and each.driver
+    ]
+    quarters = {
+        f"{share}%": min(going, key=lambda each: abs(each.done - options.cases * share / 100))
+        for share in (10, 25, 50, 75, 99)
+    }
+    told = {
+        name: {"done": each.done, "driver_mb": each.driver, "workers_mb": list(each.workers)}
+        for name, each in quarters.items()
+    }
+    early, late = quarters["25%"], quarters["99%"]
+    growth = {
+        "driver_mb": round(late.driver - early.driver, 1),
+        "workers_mb": [round(b - a, 1) for a, b in zip(early.workers, late.workers, strict=True)],
+    }
+    states = tally(rows_of(folder / "out"))
+    flat = all(
+        b <= 1.05 * a + 8 for a, b in zip((early.driver, *early.workers), (late.driver, *late.workers), strict=True)
+    )
+    return {
+        "trial": "memory", "cases": options.cases, "exit_code": code, "states": states, "seconds": round(samples[-1].seconds, 1),
+        "at": told, "growth_from_25_to_99_percent": growth, "manifest_mb": round(_size(folder / "out" / "manifest.sqlite3"), 2),
+        "out_mb": round(sum(_size(path) for path in (folder / "out").rglob("*") if path.is_file()), 2),
+        "ok": code == 0 and flat and states.get("done") == options.cases,
+    }  # fmt: skip
+
+
+def overhead(options: argparse.Namespace) -> dict[str, Any]:
+    """Return how a run's time compares with that of its parts alone, and which share the network has of it."""
+    folder = options.folder / "overhead"
+    shutil.rmtree(folder, ignore_errors=True)
+    many, few = _small(options, folder / "small"), _larger(options, folder / "larger")
+    return {
+        "trial": "overhead", "small": many, "larger": few,
+        "ok": many["steady_by_parts"] <= 1.25 and few["network_share"] >= 0.85,
+    }  # fmt: skip
+
+
+def _small(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
+    """Many small cases with one worker, against medcam's reading, explaining and writing in a plain loop."""
+    table = make_cohort(folder / "images", options.cases)
+    images = sorted((folder / "images").glob("*.nii.gz"))
+    before = _alone(images[: max(20, options.cases // 10)], folder / "alone")
+    command = Command(table, folder / "out", ("--model", "demo-mri", "--workers", "1"))
+    code, samples = watched(command, every_s=0.05)
+    after = _alone(images[: max(20, options.cases // 10)], folder / "alone")
+    parts = {name: (before[name] + after[name]) / 2 for name in before}
+    whole = parts["read"] + parts["explain"] + parts["write"]
+    bare = parts["read"] + parts["prepare"] + parts["forward"] + parts["write"]
+    steady = _steady(samples)
+    return {
+        "cases": options.cases, "exit_code": code, "seconds": round(samples[-1].seconds, 2),
+        "alone_ms": {name: round(1000 * each, 1) for name, each in parts.items()},
+        "steady_ms": round(1000 * steady, 1), "steady_by_parts": round(steady / whole, 3),
+        "steady_by_parts_with_forward_only": round(steady / bare, 3),
+        "whole_run_by_parts": round(samples[-1].seconds / options.cases / whole, 3),
+        "stages_ms": _stages(folder / "out"),
+    }  # fmt: skip
+
+
+def _larger(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
+    """Larger cases with one worker: which share of the time, once it runs, is spent in the network's passes."""
+    side = options.side
+    table = make_cohort(folder / "images", options.larger, shape=(side, side + 8, side - 8))
+    log = folder / "passes.txt"
+    (folder / "trial_network.py").write_text(TIMED.format(log=str(log), widths=WIDTHS))
+    torch.manual_seed(0)
+    torch.save(LesionNet(3, WIDTHS).state_dict(), folder / "weights.pt")
+    model = ("--model", str(folder / "weights.pt"), "--factory", f"{folder / 'trial_network.py'}:make")
+    code, samples = watched(Command(table, folder / "out", (*model, "--workers", "1")), every_s=0.05)
+    passes = [float(line) for line in log.read_text().splitlines()]
+    network = sum(passes) / options.larger
+    steady = _steady(samples)
+    return {
+        "cases": options.larger, "voxels": [side, side + 8, side - 8], "exit_code": code, "seconds": round(samples[-1].seconds, 2),
+        "passes_a_case": len(passes) / options.larger, "network_s": round(network, 2), "steady_s": round(steady, 2),
+        "network_share": round(network / steady, 3), "stages_ms": _stages(folder / "out"),
+    }  # fmt: skip
+
+
+def _alone(images: Sequence[Path], out: Path) -> dict[str, float]:
+    """Return the mean seconds of each part of a case, alone in this process, after a first case that counts for nothing."""
+    model = medcam.load_model("demo-mri")
+    seconds: dict[str, list[float]] = {}
+    for image in (images[0], *images):
+        marks = [time.perf_counter()]
+        volume = medcam.read(image)
+        marks.append(time.perf_counter())
+        heatmap = medcam.explain(volume, model)
+        marks.append(time.perf_counter())
+        medcam.write(heatmap, volume, out, formats="nifti", label=image.name)
+        marks.append(time.perf_counter())
+        tensor = prepare([volume], model.preprocessing, spatial_dims=3).tensor[None]
+        marks.append(time.perf_counter())
+        with torch.inference_mode():
+            model.network(tensor)
+        marks.append(time.perf_counter())
+        for name, a, b in zip(("read", "explain", "write", "prepare", "forward"), marks, marks[1:], strict=False):
+            seconds.setdefault(name, []).append(b - a)
+    return {name: statistics.mean(each[1:]) for name, each in seconds.items()}
+
+
+def _steady(samples: Sequence[Sample]) -> float:
+    """Return the seconds a case, from the first that was done to the last: without the start and the end of the run."""
+    first = next(each for each in samples if each.done)
+    last = next(each for each in samples if each.done == samples[-1].done)
+    return (last.seconds - first.seconds) / max(1, last.done - first.done)
+
+
+def _stages(out: Path) -> dict[str, float]:
+    """Return the mean milliseconds of each stage as the workers measured them, beside each other."""
+    import json
+
+    each = [json.loads(row["seconds"]) for row in rows_of(out)]
+    return {name: round(1000 * statistics.mean(one[name] for one in each), 1) for name in ("read", "compute", "write")}
+
+
+def _resident(pid: int) -> float:
+    try:
+        pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
+    except (OSError, IndexError):
+        return 0.0
+    return round(pages * os.sysconf("SC_PAGE_SIZE") / 1e6, 1)
+
+
+def _size(path: Path) -> float:
+    return path.stat().st_size / 1e6 if path.exists() else 0.0
+
+
+if __name__ == "__main__":
+    sys.exit("run examples/cohort_trials.py")
