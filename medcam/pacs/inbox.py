@@ -145,21 +145,14 @@ class Inbox:
             self._close(rows, series, at)
             return True
 
-    def unsent(self, address: str, *, most: int, attempts: int | None = None) -> tuple[str, ...]:
-        """Return the UIDs of results that wait to be sent to an address: those first that were tried least.
-
-        Parameters
-        ----------
-        attempts
-            Only those tried less often.
-        """
-        limit = 2**31 if attempts is None else attempts
+    def unsent(self, address: str, *, most: int) -> tuple[tuple[str, int], ...]:
+        """Return the UIDs of results that wait to be sent to an address, each with its tries: those first that were tried least."""
         with self._looking() as rows:
             found = rows.execute(
-                "select uid from results where address = ? and state = 'waiting' and attempts < ? order by attempts, rowid limit ?",
-                (address, limit, most),
+                "select uid, attempts from results where address = ? and state = 'waiting' order by attempts, rowid limit ?",
+                (address, most),
             ).fetchall()
-        return tuple(row["uid"] for row in found)
+        return tuple((row["uid"], row["attempts"]) for row in found)
 
     def told(self, address: str, uid: str, *, state: str, words: str, at: float, tried: bool = True) -> None:
         """Note what a destination said to a result: 'sent', 'waiting' or 'refused'."""
@@ -172,6 +165,32 @@ class Inbox:
                 "select series from results where address = ? and uid = ?", (address, uid)
             ).fetchall():
                 self._close(rows, row["series"], at)
+
+    def redo(self, address: str, uid: str, *, at: float) -> None:
+        """Have the series of a result explained again, since the result is lost."""
+        with self._changing() as rows:
+            for row in rows.execute(
+                "select series from results where address = ? and uid = ?", (address, uid)
+            ).fetchall():
+                rows.execute("delete from results where series = ?", (row["series"],))
+                rows.execute(
+                    "update series set state = 'complete', content = '', changed = ? where uid = ? and state in ('explained', 'sent')",
+                    (at, row["series"]),
+                )
+
+    def unchanged(self, series: str, *, at: float) -> None:
+        """Note that a series is 'complete' with the content that was explained before: there is nothing to do but what still waits."""
+        with self._changing() as rows:
+            rows.execute(
+                "update series set state = 'explained', words = '', changed = ? where uid = ? and state = 'complete'",
+                (at, series),
+            )
+            self._close(rows, series, at)
+
+    def beat(self, *, pid: int, aet: str, port: int, started: float, at: float) -> None:
+        """Note that a node is at work here."""
+        with self._changing() as rows:
+            rows.execute("insert or replace into node values (1, ?, ?, ?, ?, ?)", (pid, aet, port, started, at))
 
     def recover(self, *, at: float) -> None:
         """Put right what a kill has left: what was being explained is to be explained, and files without a row go."""

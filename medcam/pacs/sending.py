@@ -43,7 +43,13 @@ class Patience:
 
 
 def deliver(
-    spool: Spool, peer: Peer, uids: frozenset[str] | None, *, patience: Patience, say: Callable[[str], object]
+    spool: Spool,
+    peer: Peer,
+    uids: frozenset[str] | None,
+    *,
+    patience: Patience,
+    say: Callable[[str], object],
+    hear: Callable[[Answer], object] = str,
 ) -> tuple[Entry, ...]:
     """Send what waits for a destination, and return how its entries stand then. Nothing is lost however this ends.
 
@@ -51,16 +57,18 @@ def deliver(
     ----------
     uids
         Only these instances, or None for all that wait.
+    hear
+        Called with each answer, once it is written down.
     """
     address = peer.to.address
 
     def entries() -> tuple[Entry, ...]:
-        return tuple(one for one in spool.entries(address) if uids is None or one.instance.uid in uids)
+        return spool.entries(address, uids=uids)
 
     with spool.sending(address, lambda: say(f"another medcam is sending to {address}; waiting for it to end")):
         waiting = [one for one in entries() if one.state == "waiting"]
         if waiting:
-            _send_in_rounds(spool, peer, waiting, patience, say)
+            _send_in_rounds(spool, peer, waiting, patience, say, hear)
         stored = tuple(one for one in entries() if one.state == "sent" and one.commitment)
         if stored:
             _commit(spool, peer, stored, patience, say)
@@ -68,7 +76,12 @@ def deliver(
 
 
 def _send_in_rounds(
-    spool: Spool, peer: Peer, waiting: list[Entry], patience: Patience, say: Callable[[str], object]
+    spool: Spool,
+    peer: Peer,
+    waiting: list[Entry],
+    patience: Patience,
+    say: Callable[[str], object],
+    hear: Callable[[Answer], object],
 ) -> None:
     tries: Counter[str] = Counter()
     fruitless, told = 0, time.monotonic()
@@ -80,6 +93,7 @@ def _send_in_rounds(
             for one in _round(peer, tuple(waiting)):
                 answered[one.entry.instance.uid] = one
                 _note(spool, one)
+                hear(one)
                 done += one.verdict is not Verdict.LATER
                 if time.monotonic() - told >= _TELL_EVERY_S:
                     told = time.monotonic()

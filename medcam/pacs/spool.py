@@ -7,6 +7,7 @@ away later. File names are digests; rows hold UIDs and nothing of the patient. T
 from __future__ import annotations
 
 import hashlib
+import json
 import sqlite3
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
@@ -113,12 +114,12 @@ class Spool:
         wanted = {one.uid for one in instances}
         self.remember(peer)
         with self._queue_lock(), self._rows() as rows:
-            known = {entry.instance.uid: entry for entry in self.entries(peer.to.address)}
+            known = {entry.instance.uid: entry for entry in self.entries(peer.to.address, uids=frozenset(wanted))}
             for one in instances:
                 before = known.get(one.uid)
                 if before is None or before.state == "waiting" or again:
                     self._queue(rows, peer.to.address, one, again=again, commitment=commitment)
-        return tuple(entry for entry in self.entries(peer.to.address) if entry.instance.uid in wanted)
+        return self.entries(peer.to.address, uids=frozenset(wanted))
 
     def _queue(self, rows: sqlite3.Connection, address: str, one: Instance, *, again: bool, commitment: bool) -> None:
         # Other content has another name, so that whoever still sends the old one cannot mark the new one as sent.
@@ -145,12 +146,20 @@ class Spool:
         )
         rows.commit()
 
-    def entries(self, address: str | None = None) -> tuple[Entry, ...]:
-        """Return all entries, of one destination or of all, in the order in which they were queued."""
-        where, values = ("where address = ?", (address,)) if address else ("", ())
+    def entries(self, address: str | None = None, *, uids: frozenset[str] | None = None) -> tuple[Entry, ...]:
+        """Return all entries, of one destination or of all, in the order in which they were queued.
+
+        Parameters
+        ----------
+        uids
+            Only those of these instances: what was sent in years is not gone through for them.
+        """
+        conditions = {"address = ?": address, "uid in (select value from json_each(?))": _listed(uids)}
+        given = {words: value for words, value in conditions.items() if value is not None}
+        where = f"where {' and '.join(given)}" if given else ""
         with self._rows() as rows:
-            # The words are a constant of this file; the value goes apart.
-            found = rows.execute(f"select * from instances {where} order by rowid", values).fetchall()
+            # The words are constants of this file; the values go apart.
+            found = rows.execute(f"select * from instances {where} order by rowid", tuple(given.values())).fetchall()
         return tuple(self._entry(row) for row in found)
 
     def peers(self) -> tuple[Peer, ...]:
@@ -262,6 +271,10 @@ def default_folder() -> Path:
     from platformdirs import user_state_path
 
     return Path(user_state_path("medcam", appauthor=False)) / "spool"
+
+
+def _listed(uids: frozenset[str] | None) -> str | None:
+    return None if uids is None else json.dumps(sorted(uids))
 
 
 def _now() -> str:

@@ -107,10 +107,9 @@ def test_a_series_is_sent_once_every_destination_has_every_result(inbox: Inbox) 
     inbox.take(one, at=1.0)
     both = [("1.2", TO), ("1.3", TO), ("1.2", "https://a.example")]
     inbox.explained(one.series, content=begun(inbox, one.series), results=both, words="", at=4.0)
-    assert inbox.unsent(TO, most=9) == ("1.2", "1.3")
+    assert inbox.unsent(TO, most=9) == (("1.2", 0), ("1.3", 0))
     inbox.told(TO, "1.2", state="waiting", words="busy", at=5.0)
-    assert inbox.unsent(TO, most=9) == ("1.3", "1.2")
-    assert inbox.unsent(TO, most=9, attempts=1) == ("1.3",)
+    assert inbox.unsent(TO, most=9) == (("1.3", 0), ("1.2", 1))
     for address, uid in ((TO, "1.2"), (TO, "1.3")):
         inbox.told(address, uid, state="sent", words="stored", at=6.0)
         assert states(inbox) == ["explained"]
@@ -128,7 +127,7 @@ def test_a_refused_result_fails_the_series_and_is_sent_again_on_request(inbox: I
     assert inbox.refused_words(series.uid) == ("the PACS does not store objects of this class",)
     assert inbox.retry_failed(at=6.0) == 1
     assert states(inbox) == ["explained"]
-    assert inbox.unsent(TO, most=9) == ("1.2",)
+    assert inbox.unsent(TO, most=9) == (("1.2", 0),)
 
 
 def test_a_failed_series_is_explained_again_on_request_only(inbox: Inbox) -> None:
