@@ -24,6 +24,7 @@ from medcam.commands import (
     export,
     formats,
     inspect,
+    listen,
     methods,
     report,
     send,
@@ -46,6 +47,7 @@ COMMANDS = {
     "compare": compare,
     "atlas": atlas,
     "send": send,
+    "listen": listen,
     "demo": demo,
     "doctor": doctor,
 }

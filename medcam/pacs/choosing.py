@@ -22,7 +22,7 @@ _ASKED = {
     "station": "StationName",
 }
 _RULE = re.compile(r"\s*(?P<name>[a-z]+)\s*(?P<sign>!?[=~])\s*(?P<value>.*?)\s*")
-KEYWORDS = ("SOPClassUID", "ImageType", "Manufacturer", "ManufacturerModelName", *_ASKED.values())
+KEYWORDS = ("SOPClassUID", "ImageType", "ContributingEquipmentSequence", *_ASKED.values())
 
 
 @dataclass(frozen=True)
@@ -64,8 +64,8 @@ class Choice:
 
     def passes_over(self, header: Dataset) -> str:
         """Return why a series is not explained, in words, or '' if it is."""
-        if "medcam" in (said(header, "Manufacturer"), said(header, "ManufacturerModelName")):
-            return "medcam made it"
+        if any(said(each, "Manufacturer") == "medcam" for each in said(header, "ContributingEquipmentSequence") or ()):
+            return "medcam made it of other images"
         kinds = _image_type(header)
         if "LOCALIZER" in kinds:
             return "it is a localizer"

@@ -19,9 +19,9 @@ from medcam.pacs.inbox import Inbox
 from medcam.pacs.inbox_rows import SeriesRow
 from medcam.pacs.peers import Peer
 from medcam.pacs.readiness import Pace, why_again
-from medcam.pacs.series_job import IMAGES, RESULTS, UNFIT, UNREADABLE, Explaining, Made
+from medcam.pacs.series_job import IMAGES, RESULTS, UNFIT, UNREADABLE, Made
 from medcam.pacs.spool import Spool
-from medcam.workers.jobs import DONE, Engine, Job, Outcome
+from medcam.workers.jobs import DONE, Engine, Job, Outcome, Setup
 
 
 class _StoppingError(Exception):
@@ -41,7 +41,7 @@ class Explainer:
     inbox: Inbox
     spool: Spool
     peers: tuple[Peer, ...]
-    setup: Explaining
+    setup: Setup
     choice: Choice
     pace: Pace
     work: Path

@@ -24,14 +24,13 @@ from medcam.pacs.choosing import Choice
 from medcam.pacs.explaining import Explainer
 from medcam.pacs.forwarding import Forwarder, Forwarding
 from medcam.pacs.inbox import Inbox
+from medcam.pacs.node_status import LOCK
 from medcam.pacs.peers import Peer
 from medcam.pacs.readiness import Pace, complete_at
 from medcam.pacs.receiving import Receiver, quiet_libraries
-from medcam.pacs.series_job import Explaining
 from medcam.pacs.spool import Spool
-from medcam.workers.jobs import Engine
+from medcam.workers.jobs import Engine, Setup
 
-LOCK = "node.lock"
 _TICK_S, _BEAT_S, _TIDY_S = 0.2, 10.0, 60.0
 _LAST_STORE_S, _LAST_WORDS_S = 30.0, 5.0
 _LOCK_PATIENCE_S = 1.0
@@ -63,7 +62,7 @@ class Settings:
     host: str
     port: int
     peers: tuple[Peer, ...]
-    explaining: Explaining
+    explaining: Setup
     choice: Choice = field(default_factory=Choice)
     limits: Limits = field(default_factory=Limits)
     pace: Pace = field(default_factory=Pace)

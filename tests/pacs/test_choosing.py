@@ -34,14 +34,17 @@ def test_all_series_are_explained_but_what_was_made_of_images() -> None:
     every = Choice()
     assert every.passes_over(header()) == ""
     assert every.passes_over(Dataset()) == ""
-    assert every.passes_over(header(Manufacturer="medcam")) == "medcam made it"
+    ours = Dataset()
+    ours.Manufacturer = "medcam"
+    assert every.passes_over(header(ContributingEquipmentSequence=[ours])) == "medcam made it of other images"
+    assert every.passes_over(header(ContributingEquipmentSequence=[header()])) == ""
     assert "derived" in every.passes_over(header(ImageType=["DERIVED", "SECONDARY", "MPR"]))
     assert "localizer" in every.passes_over(header(ImageType=["ORIGINAL", "PRIMARY", "LOCALIZER"]))
     film = header(SOPClassUID=DigitalXRayImageStorageForPresentation, ImageType=["DERIVED", "PRIMARY"])
     assert every.passes_over(film) == ""
     with_derived = Choice(derived=True)
     assert with_derived.passes_over(header(ImageType=["DERIVED", "SECONDARY"])) == ""
-    assert with_derived.passes_over(header(Manufacturer="medcam", ImageType=["DERIVED"])) == "medcam made it"
+    assert with_derived.passes_over(header(ContributingEquipmentSequence=[ours])) == "medcam made it of other images"
 
 
 @pytest.mark.parametrize(
