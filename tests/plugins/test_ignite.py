@@ -13,6 +13,8 @@ import torch
 from ignite.engine import Engine, Events
 from monai.data import DataLoader, MetaTensor
 from monai.engines import SupervisedTrainer
+from plugins.test_watching import rows
+from plugins.training import Net, cases, seeded
 from torch import Tensor, nn
 
 from conftest import oblique_grid
@@ -20,8 +22,6 @@ from medcam.errors import UsageError
 from medcam.plugins.ignite import MapWatcher
 from medcam.plugins.watched_maps import steps_in
 from medcam.plugins.watching import Watch
-from plugins.test_watching import rows
-from plugins.training import Net, cases, seeded
 
 
 def run(network: nn.Module, attach: Callable[[Engine], object], epochs: int = 3) -> dict[str, Tensor]:

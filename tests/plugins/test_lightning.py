@@ -10,12 +10,12 @@ from typing import Any
 
 import pytest
 import torch
+from plugins.training import Net, cases, seeded
 from torch import Tensor, nn
 
 from medcam.errors import UsageError
 from medcam.plugins.watched_maps import steps_in
 from medcam.plugins.watching import Watch
-from plugins.training import Net, cases, seeded
 
 pytestmark = [
     pytest.mark.filterwarnings(

@@ -11,6 +11,7 @@ import pytest
 import torch
 from monai.data import MetaTensor
 from PIL import Image
+from plugins.training import Net, cases, seeded, trained
 from scipy.stats import spearmanr
 from torch import nn
 
@@ -21,7 +22,6 @@ from medcam.plugins.watched_maps import read_maps, steps_in
 from medcam.plugins.watched_picture import picture
 from medcam.plugins.watched_scene import scenes_of
 from medcam.plugins.watching import Look, Watch, begin, look, look_if_possible
-from plugins.training import Net, cases, seeded, trained
 
 
 def rows(folder: Path) -> list[dict[str, str]]:
