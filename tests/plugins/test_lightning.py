@@ -18,10 +18,9 @@ from medcam.plugins.watched_maps import steps_in
 from medcam.plugins.watching import Watch
 
 pytestmark = [
-    pytest.mark.filterwarnings(
-        "ignore:.*(does not have many workers|smaller than the logging interval|in eval mode at the start|Be aware that when using .ckpt_path.).*"
-    ),
-    pytest.mark.filterwarnings("ignore:.*(isinstance.treespec, LeafSpec.|LeafSpec).*"),
+    pytest.mark.filterwarnings("ignore:.*(does not have many workers|smaller than the logging interval).*"),
+    pytest.mark.filterwarnings("ignore:.*(in eval mode at the start|Be aware that when using .ckpt_path.).*"),
+    pytest.mark.filterwarnings("ignore:.*LeafSpec.*"),
 ]
 pl = pytest.importorskip("pytorch_lightning", reason="Lightning is not installed")
 from medcam.plugins.lightning import MapWatcher  # noqa: E402  where Lightning is not installed, this raises
