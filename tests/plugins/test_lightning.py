@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -47,9 +48,9 @@ def run(network: nn.Module, dims: int, folder: Path, *callbacks: Any, **options:
     images, labels, _ = cases(dims, 12)
     data = torch.utils.data.TensorDataset(images, labels)
     checkpoint = options.pop("ckpt_path", None)
-    asked = {"max_epochs": 3, "enable_checkpointing": False} | options
+    asked = {"max_epochs": 3, "enable_checkpointing": False, "devices": 1} | options
     trainer = pl.Trainer(
-        accelerator="cpu", devices=1, logger=False, enable_progress_bar=False, enable_model_summary=False,
+        accelerator="cpu", logger=False, enable_progress_bar=False, enable_model_summary=False,
         default_root_dir=folder, callbacks=list(callbacks), **asked,
     )  # fmt: skip
     trainer.fit(Training(network), torch.utils.data.DataLoader(data, 4, shuffle=True), ckpt_path=checkpoint)
@@ -105,6 +106,24 @@ def test_a_network_of_another_name_is_refused_before_training(tmp_path: Path) ->
     watcher = MapWatcher(Watch(cases(2, 1)[0], tmp_path / "looks", target=1), network="model")
     with pytest.raises(UsageError, match="Training has no network 'model'"):
         run(Net(2), 2, tmp_path, watcher)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+def test_of_two_processes_that_train_together_one_looks_and_training_does_not_notice(tmp_path: Path) -> None:
+    def told(look: Any) -> None:
+        with (tmp_path / "who.txt").open("a") as file:
+            file.write(f"{os.getpid()} {look.step}\n")
+
+    together = {"devices": 2, "strategy": "ddp_fork", "max_epochs": 2}
+    alone = run(seeded(2), 2, tmp_path, **together)
+    watch = Watch(cases(2, 2)[0], tmp_path / "looks", target=1, log=told)
+    watched = run(seeded(2), 2, tmp_path, MapWatcher(watch, network="net"), **together)
+    assert all(torch.equal(alone[each], watched[each]) for each in alone)
+    assert not torch.equal(alone["head.weight"], seeded(2).head.weight)
+    who, steps = zip(*(line.split() for line in (tmp_path / "who.txt").read_text().splitlines()), strict=True)
+    assert steps == ("0", "1", "2")
+    assert len(set(who)) == 1
 
 
 @pytest.mark.slow
