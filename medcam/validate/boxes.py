@@ -6,13 +6,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Float, Int
-from scipy import ndimage
+from jaxtyping import Float, Int, UInt8
 
 from medcam.errors import UsageError
 from medcam.validate.lesions import TOUCHING
+from medcam.validate.nested import pieces_at_levels
 from medcam.validate.ranked import levels_of
-from medcam.validate.scene import Scene, around
+from medcam.validate.scene import Scene
 
 # IoU from which a box counts as right: MaxBoxAcc's one, and those that its second version averages over.
 DELTA = 0.5
@@ -55,31 +55,23 @@ class BoxCurve:
 
 
 def box_curve(scene: Scene, truth: Int[np.ndarray, "n 3 2"]) -> BoxCurve:
-    """Return how well a map's boxes fit given ones, at 1, 2, ... 100 % of its maximum.
-
-    Each threshold looks only where the one below it selected something.
-    """
+    """Return how well a map's boxes fit given ones, at 1, 2, ... 100 % of its maximum."""
     levels = levels_of(scene.maximum)
     result = np.full((2, len(levels)), 0.0 if len(truth) else np.nan)
-    box = around(scene.positive >= levels[0]) if scene.maximum > 0 and len(truth) else None
-    for n, level in enumerate(levels if box is not None else ()):
-        chosen = scene.positive[box] >= level
-        tight = around(chosen)
-        if tight is None or box is None:
-            break
-        chosen = chosen[tight]
-        box = _within(box, tight)
-        labels, count = ndimage.label(chosen, TOUCHING)
-        found = np.array([[(s.start, s.stop - 1) for s in piece] for piece in ndimage.find_objects(labels)])
-        fit = boxes_iou(found + np.array([s.start for s in box])[None, :, None], truth).max(1)
-        largest = int(np.argmax(np.bincount(labels[chosen], minlength=count + 1)[1:]))
-        result[:, n] = fit.max(), fit[largest]
+    if scene.maximum > 0 and len(truth):
+        for n, pieces in enumerate(pieces_at_levels(_reached(scene.positive, levels), TOUCHING)):
+            fit = boxes_iou(pieces.boxes, truth).max(1)
+            result[:, n] = fit.max(), fit[int(np.argmax(pieces.voxels))]
     return BoxCurve(result[0], result[1])
 
 
-def _within(box: tuple[slice, slice, slice], part: tuple[slice, slice, slice]) -> tuple[slice, slice, slice]:
-    i, j, k = (slice(whole.start + p.start, whole.start + p.stop) for whole, p in zip(box, part, strict=True))
-    return i, j, k
+def _reached(values: Float[np.ndarray, "i j k"], levels: Float[np.ndarray, " t"]) -> UInt8[np.ndarray, "i j k"]:
+    """Return how many levels each value reaches; none for one that is not positive, even where the levels are too small to tell from 0."""
+    count = np.empty(values.shape, np.uint8)
+    for part, out in zip(values, count, strict=True):
+        out[...] = np.searchsorted(levels, part, "right")
+        out[part <= 0] = 0
+    return count
 
 
 def box_accuracy(curves: Sequence[Float[np.ndarray, " t"]], delta: float) -> float:
