@@ -227,9 +227,9 @@ def disk(options: argparse.Namespace) -> dict[str, Any]:
     say(f"{options.cases} cases on a disk with room")
     Command(table, folder / "reference", words).run()
     needed = sum(path.stat().st_size for path in (folder / "reference").rglob("*") if path.is_file())
-    small = folder / "small"
+    # As deep as the other, for results name images relative to themselves.
+    small = out = folder / "small"
     small.mkdir()
-    out = small / "out"
     room, way = _small_disk(small, needed // 2)
     try:
         say(f"the same with half the room: {way}")

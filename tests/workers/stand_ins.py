@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from medcam.errors import InputError, ModelError
+from medcam.whole_file import whole_file
 from medcam.workers.jobs import Place, Stages
 
 
@@ -44,6 +45,29 @@ class Obedient:
             )
 
         return Stages(stage("read"), stage("compute"), write)
+
+
+@dataclass(frozen=True)
+class Squares:
+    """Computes the square of a number, slowly, and writes it whole or not at all; one number ends its process."""
+
+    folder: str
+    poison: int
+
+    def __call__(self, place: Place) -> Stages:
+        def compute(number: int) -> tuple[int, int]:
+            if number == self.poison:
+                os.kill(os.getpid(), signal.SIGKILL)
+            time.sleep(0.02)
+            return number, number**2
+
+        def write(found: tuple[int, int]) -> int:
+            number, square = found
+            with whole_file(Path(self.folder) / f"{number}.txt") as path:
+                path.write_text(f"{square}\n" * 1000)
+            return number
+
+        return Stages(lambda number: number, compute, write)
 
 
 def act(deed: str, folder: str, name: str) -> None:

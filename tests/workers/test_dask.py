@@ -71,6 +71,7 @@ def cluster() -> Iterator[Cluster]:
             end(process)
 
 
+@pytest.mark.slow
 def test_a_job_that_kills_its_workers_is_passed_over(tmp_path: Path) -> None:
     deeds = [{"read": "sleep 0.05", **deed} for deed in ({}, {"compute": "kill"}, {"compute": "kill once"}, {}, {}, {})]
     found = by_key(dask(workers=2, tries=2)(jobs(*deeds), Obedient(str(tmp_path))))
@@ -123,7 +124,7 @@ def test_closing_gives_up_what_waits_and_leaves_the_cluster_as_it_was(cluster: C
 
 def test_a_scheduler_that_is_not_there_is_told() -> None:
     with pytest.raises(WorkersLostError, match=r"^there is no Dask scheduler at tcp://127.0.0.1:"):
-        list(dask(scheduler=f"tcp://127.0.0.1:{free_port()}", wait_s=2)(jobs({}), Obedient("")))
+        list(dask(scheduler=f"tcp://127.0.0.1:{free_port()}", wait_s=1)(jobs({}), Obedient("")))
 
 
 @pytest.mark.slow
