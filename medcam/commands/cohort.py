@@ -5,14 +5,14 @@ from __future__ import annotations
 import sys
 from argparse import ArgumentParser, Namespace
 from collections import Counter
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from medcam.commands import Result, Say
 from medcam.commands.parsing import Commands, command
 from medcam.commands.progress import Progress, stoppable
-from medcam.commands.validate import _add_explaining, _add_measuring, _asked
+from medcam.commands.validate import _add_explaining, _add_measuring, _asked, cohort_result
 from medcam.errors import UsageError
 
 if TYPE_CHECKING:
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from medcam.cohort.adding import Adding
     from medcam.cohort.driving import Cases, Run, Shard
     from medcam.cohort.manifest import Row
+    from medcam.cohort.results import Cohort as CohortResults
     from medcam.cohort.working import Work
     from medcam.workers.jobs import Engine, Outcome
 
@@ -169,7 +170,10 @@ def _engine(options: Namespace) -> Engine:
             )
         return inline(device=options.device)
     if options.engine == "dask":
-        raise UsageError("this medcam has no engine dask")
+        from medcam.workers.dask_cluster import dask
+
+        on_gpu = options.device.startswith("cuda")
+        return dask(scheduler=options.scheduler, workers=options.workers, gpu=on_gpu, limit_s=options.limit)
     from medcam.workers.local import local
 
     return local(workers=options.workers, devices=_devices(options.device), limit_s=options.limit)
@@ -213,12 +217,12 @@ def _run(options: Namespace, cases: Cases, work: Work, how: Run, adding: Adding,
         finished = _driven(cases, work, replace(how, stop=stopping), engine, say, bar=_has_bar(options))
         rows = read_manifest(work.out)[1]
         if finished and how.shard.of == 1:
-            files, notes = added(work.out, rows, adding, options.report, say)
+            written = added(work.out, rows, adding, options.report, say)
         else:
-            files, notes = (write_cases(work.out, rows.values()),), ()
-    if finished and how.shard.of > 1:
-        notes = (f"This is shard {how.shard.number} of {how.shard.of}: `medcam merge` adds all of them up.",)
-    return result_of(rows, files, (*cases.notes, *notes), interrupted=not finished)
+            written = Written(None, (write_cases(work.out, rows.values()),))
+    alone = f"This is shard {how.shard.number} of {how.shard.of}: `medcam merge` adds all of them up."
+    notes = (*cases.notes, *((alone,) if how.shard.of > 1 else ()))
+    return result_of(rows, replace(written, notes=(*notes, *written.notes)), interrupted=not finished)
 
 
 def _has_bar(options: Namespace) -> bool:
@@ -253,40 +257,54 @@ def _driven(cases: Cases, work: Work, how: Run, engine: Engine, say: Say, *, bar
             each.close()
 
 
-def added(
-    out: Path, rows: Mapping[str, Row], adding: Adding, report: str, say: Say
-) -> tuple[tuple[Path, ...], tuple[str, ...]]:
-    """Write the tables and the report of a cohort that is done, and return their files and what they could not show."""
+@dataclass(frozen=True, eq=False)
+class Written:
+    """What cases add up to (None where none was measured), the files that say so, and what they could not show."""
+
+    cohort: CohortResults | None
+    files: tuple[Path, ...]
+    notes: tuple[str, ...] = ()
+
+
+def added(out: Path, rows: Mapping[str, Row], adding: Adding, report: str, say: Say) -> Written:
+    """Write the tables and the report of a cohort that is done."""
     from medcam.cohort.adding import add_up
 
     say("adding up")
     found = add_up(out, rows.values(), adding)
     if report == "none" or found.cohort is None or not found.cohort.done:
-        return found.files, found.notes
+        return Written(found.cohort, found.files, found.notes)
     from medcam.report.cohort_report import write_report
 
     written = write_report(found.cohort, out, pages=report, say=say)
     files = (*found.files, *(file for file in written.files if file.parent.name != "pages"))
-    return files, (*found.notes, *written.notes)
+    return Written(found.cohort, files, (*found.notes, *written.notes))
 
 
 def result_of(
-    rows: Mapping[str, Row], files: Sequence[Path], notes: Sequence[str], *, interrupted: bool = False
+    rows: Mapping[str, Row], written: Written, *, interrupted: bool = False, missing: Sequence[str] = ()
 ) -> Result:
-    """Return what a cohort's cases became."""
+    """Return what a cohort's cases became, and what those that were measured add up to."""
     counts = Counter(row.state for row in rows.values())
     failed = [row for row in rows.values() if row.failed]
     lines = [f"{count:5} {state}" for state, count in sorted(counts.items())]
     lines += [f"{row.state:8} line {row.line}: {row.error}" for row in failed[:_SHOWN]]
-    lines += [f"         and {len(failed) - _SHOWN} more" if len(failed) > _SHOWN else ""]
-    lines += [f"note     {note}" for note in notes]
+    lines += [f"         and {len(failed) - _SHOWN} more"] if len(failed) > _SHOWN else []
+    lines += [f"missing  {each}" for each in missing]
     lines += ["stopped  run the same command again to go on"] if interrupted else []
-    lines += [f"wrote    {file}" for file in files]
     values = {
-        "counts": dict(counts),
+        "cases": dict(counts),
         "failed": [{"line": row.line, "case": row.name, "state": row.state, "error": row.error} for row in failed],
+        "missing": list(missing),
         "interrupted": interrupted,
-        "notes": list(notes),
-        "files": [str(file) for file in files],
+        "notes": list(written.notes),
+        "files": [str(file) for file in written.files],
     }
-    return Result(values, [line for line in lines if line], ok=not failed and not interrupted, interrupted=interrupted)
+    if written.cohort is not None:
+        measured = cohort_result(written.cohort)
+        values = {**measured.values, **values}
+        # Those that failed stand above, with all others that did.
+        lines += [line for line in measured.lines if not line.startswith("failed ")]
+    lines += [f"note     {note}" for note in written.notes]
+    lines += [f"wrote    {file}" for file in written.files]
+    return Result(values, lines, ok=not (failed or interrupted or missing), interrupted=interrupted)

@@ -293,16 +293,16 @@ def _table(options: Namespace, asked: Asked, say: Say) -> Result:
     cohort = summarized(cases, asked, primary=options.primary, how=how)
     files = write_results(cohort, out)
     if options.report == "none":
-        return _cohort_result(cohort, files)
+        return cohort_result(cohort, files)
     from medcam.report.cohort_report import write_report
 
     written = write_report(cohort, out, pages=options.report, say=say)
-    return _cohort_result(
+    return cohort_result(
         cohort, (*files, *(file for file in written.files if file.parent.name != "pages")), written.notes
     )
 
 
-def _cohort_result(cohort: Cohort, files: tuple[Path, ...], notes: tuple[str, ...] = ()) -> Result:
+def cohort_result(cohort: Cohort, files: tuple[Path, ...] = (), notes: tuple[str, ...] = ()) -> Result:
     from medcam.cohort.plain import to_plain
     from medcam.validate.verdict import KINDS
 
