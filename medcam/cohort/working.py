@@ -28,6 +28,7 @@ from medcam.workers.jobs import Place, Stages
 if TYPE_CHECKING:
     from medcam.models import Model
 
+THREADS = 2
 # Where each case's result is kept, below the cohort's folder.
 CASES = "cases"
 # What no other case could be written on either.
@@ -79,6 +80,8 @@ class Work:
         What is written of each heatmap, as `medcam.write` takes it.
     layout
         How files are called: see `medcam.cohort.layouts`.
+    threads
+        How many threads compute in each worker. The last digit of a sum depends on it, so it does not depend on how many workers there are.
     tell
         Is told what code a model runs before it runs.
     """
@@ -89,6 +92,7 @@ class Work:
     formats: str = "nifti,png"
     threshold: float = 0.5
     layout: str = "mirror"
+    threads: int = THREADS
     tell: Callable[[str], Any] = field(default=str, repr=False)
 
     def settings(self) -> dict[str, Any]:
@@ -205,7 +209,7 @@ class WorkSetup:
         """
         work = self.work
         asked = replace(work.asked, explaining={**work.asked.explaining, "device": place.device})
-        model = None if work.network is None else _loaded(work.network, place, work.tell)
+        model = None if work.network is None else _loaded(work.network, place, work)
         return Stages(
             lambda task: _read(task, work, asked),
             lambda read: _made(read, asked, model),
@@ -213,11 +217,14 @@ class WorkSetup:
         )
 
 
-def _loaded(network: Network, place: Place, tell: Callable[[str], Any]) -> Model:
+def _loaded(network: Network, place: Place, work: Work) -> Model:
+    import torch
+
     from medcam.models import load_model, silent
 
+    torch.set_num_threads(work.threads)
     # Once is enough.
-    say = tell if place.number == 0 else silent
+    say = work.tell if place.number == 0 else silent
     return load_model(
         network.path, factory=network.factory, preprocessing=network.preprocessing, trust_code=network.trust_code,
         device=place.device, say=say,

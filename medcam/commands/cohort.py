@@ -82,6 +82,10 @@ def add(commands: Commands) -> None:
 def _add_running(cohort: ArgumentParser) -> None:
     add_ = cohort.add_argument
     add_("--workers", type=int, metavar="N", help="how many cases are worked on at once (default: half the processors)")
+    add_(
+        "--threads", type=int, default=2, metavar="N",
+        help="how many threads compute in each worker (default 2, however many workers: results depend on it in their last digit)",
+    )  # fmt: skip
     add_("--limit", type=float, metavar="SECONDS", help="how long one case may take before it is given up")
     add_(
         "--engine", choices=["local", "inline", "dask"], default="local",
@@ -104,11 +108,13 @@ def run(options: Namespace, say: Say) -> Result:
     from medcam.cohort.adding import Adding, check_parquet
     from medcam.cohort.driving import Run
     from medcam.cohort.working import Network, Work
+    from medcam.options import at_least
     from medcam.validate.bootstrap import Resampling
 
     asked = _asked(options)
     _check_names(options)
     check_parquet(options.parquet or None)
+    at_least("--threads", options.threads)
     how = Resampling(replicates=options.replicates, seed=options.seed)
     adding = Adding(asked, options.primary, how, options.parquet or None)
     network = (
@@ -116,7 +122,16 @@ def run(options: Namespace, say: Say) -> Result:
     )
     cases = _cases(options, say)
     out = Path(options.out)
-    work = Work(asked, network, out.absolute(), options.formats, options.threshold, options.layout, options.tell)
+    work = Work(
+        asked,
+        network,
+        out.absolute(),
+        options.formats,
+        options.threshold,
+        options.layout,
+        options.threads,
+        options.tell,
+    )
     how_run = Run(_shard(options.shard), options.retry_failed, options.replace, adding.to_json())
     for note in cases.notes:
         say(note)
@@ -176,7 +191,9 @@ def _engine(options: Namespace) -> Engine:
         return dask(scheduler=options.scheduler, workers=options.workers, gpu=on_gpu, limit_s=options.limit)
     from medcam.workers.local import local
 
-    return local(workers=options.workers, devices=_devices(options.device), limit_s=options.limit)
+    return local(
+        workers=options.workers, devices=_devices(options.device), threads=options.threads, limit_s=options.limit
+    )  # fmt: skip
 
 
 def _devices(device: str) -> tuple[str, ...]:

@@ -17,8 +17,8 @@ import nibabel
 import numpy as np
 import pytest
 import torch
-
 from cohort.made_cohort import FACTORY, GRID, QUICK, contents, save, scan, study, weights
+
 from medcam.cli import main
 from medcam.cohort import working
 from medcam.cohort.manifest import DONE, NAME, Manifest, Row, read_manifest
