@@ -1,18 +1,21 @@
-"""Where sliding windows lie and how much each voxel of one counts: the rules of MONAI's SlidingWindowInferer, as values."""
+"""Where sliding windows lie and how much each voxel of one counts: the rules of MONAI's SlidingWindowInferer, or of nnU-Net, as values."""
 
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from typing import Any, final
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from monai.data.utils import compute_importance_map, dense_patch_slices
 from monai.inferers.inferer import SlidingWindowInferer
+from scipy.ndimage import gaussian_filter
 from torch import Tensor
 
 from medcam.errors import UsageError
@@ -41,6 +44,13 @@ class Windows:
         How many windows run at once.
     sw_device, device
         Where windows run (by default where the network's weights are), and where results are put together (where the input is).
+    rule
+        Whose windows these are. 'monai': each a whole step behind the one before, the last one moved back into the volume. 'nnunet':
+        spread evenly; and their Gaussian is cut off at four sigma.
+
+    References
+    ----------
+    Isensee et al., nnU-Net, Nature Methods 18, 2021, inference; in nnunetv2 `compute_steps_for_sliding_window` and `compute_gaussian`.
     """
 
     roi_size: int | Sequence[int]
@@ -52,6 +62,7 @@ class Windows:
     sw_batch_size: int = 1
     sw_device: str | torch.device | None = None
     device: str | torch.device | None = None
+    rule: str = "monai"
 
     def __post_init__(self) -> None:
         for name in ("roi_size", "overlap", "sigma_scale"):
@@ -67,12 +78,15 @@ class Windows:
             raise UsageError(f"the Gaussian's sigma is a share of the window's side above 0, not {self.sigma_scale!r}")
         if self.padding_mode not in _PADDINGS:
             raise UsageError(f"the padding mode is one of {', '.join(_PADDINGS)}, not '{self.padding_mode}'")
+        if self.rule not in ("monai", "nnunet"):
+            raise UsageError(f"windows lie by the rule of 'monai' or 'nnunet', not '{self.rule}'")
         if self.sw_batch_size < 1:
             raise UsageError(f"at least one window runs at once, not {self.sw_batch_size}")
 
     def settings(self) -> dict[str, Any]:
-        """Return what a recipe needs to cut a volume in the same way: all but the devices."""
-        known = {field.name: getattr(self, field.name) for field in fields(self) if "device" not in field.name}
+        """Return what a recipe needs to cut a volume in the same way: all but the devices, and the rule where it is not MONAI's."""
+        left_out = {"sw_device", "device", *(("rule",) if self.rule == "monai" else ())}
+        known = {field.name: getattr(self, field.name) for field in fields(self) if field.name not in left_out}
         return {name: list(value) if isinstance(value, tuple) else value for name, value in known.items()}
 
     @staticmethod
@@ -88,7 +102,7 @@ class Windows:
             raise UsageError(
                 f"medcam follows a SlidingWindowInferer without coordinates, not a {type(inferer).__name__}"
             )
-        known: dict[str, Any] = {field.name: getattr(inferer, field.name) for field in fields(Windows)}
+        known: dict[str, Any] = {f.name: getattr(inferer, f.name) for f in fields(Windows) if f.name != "rule"}
         # MONAI keeps some words as members of its enumerations.
         words = {name: str(getattr(known[name], "value", known[name])) for name in ("mode", "padding_mode")}
         return Windows(**known | words)
@@ -176,22 +190,47 @@ def tile(
     ]
     padded = tuple(map(max, sides, roi))
     overlap = _for_axes(windows.overlap, axes, "the overlap")
-    # MONAI's rule; its own function for this is private.
-    steps = [
-        max(int(r * (1 - share)), 1) if r != whole else r for r, whole, share in zip(roi, padded, overlap, strict=True)
-    ]
-    boxes = dense_patch_slices(padded, roi, steps)
-    importance = compute_importance_map(
-        tuple(roi), mode=windows.mode, sigma_scale=windows.sigma_scale, device=device, dtype=dtype
-    )
+    if windows.rule == "nnunet":
+        starts, importance = _spread_evenly(padded, roi, overlap), _bell(roi, windows).to(device, dtype)
+    else:
+        # MONAI's rule; its own function for this is private.
+        steps = [
+            max(int(r * (1 - share)), 1) if r != whole else r
+            for r, whole, share in zip(roi, padded, overlap, strict=True)
+        ]
+        boxes = dense_patch_slices(padded, roi, steps)
+        starts = tuple(tuple(sorted({int(box[axis].start) for box in boxes})) for axis in range(axes))
+        importance = compute_importance_map(
+            tuple(roi), mode=windows.mode, sigma_scale=windows.sigma_scale, device=device, dtype=dtype
+        )
     return Tiling(
         image=tuple(sides),
         before=tuple((p - n) // 2 for p, n in zip(padded, sides, strict=True)),
         padded=padded,
         roi=tuple(roi),
-        starts=tuple(tuple(sorted({int(box[axis].start) for box in boxes})) for axis in range(axes)),
+        starts=starts,
         importance=importance,
     )
+
+
+def _spread_evenly(padded: Sequence[int], roi: Sequence[int], overlap: Sequence[float]) -> tuple[tuple[int, ...], ...]:
+    """Return where windows begin that are no further apart than the overlap allows, and all equally far but for rounding."""
+    starts = []
+    for whole, side, share in zip(padded, roi, overlap, strict=True):
+        steps = math.ceil((whole - side) / (side * (1 - share)))
+        starts.append(tuple(round((whole - side) / max(steps, 1) * n) for n in range(steps + 1)))
+    return tuple(starts)
+
+
+def _bell(roi: Sequence[int], windows: Windows) -> Float[Tensor, "*roi"]:
+    """Return nnU-Net's importance: a point in the middle, spread by a Gaussian that is cut off, and beyond that its least value."""
+    if windows.mode == "constant":
+        return torch.ones(tuple(roi))
+    scales = _for_axes(windows.sigma_scale, len(roi), "the Gaussian's sigma")
+    point = np.zeros(tuple(roi))
+    point[tuple(side // 2 for side in roi)] = 1
+    bell = gaussian_filter(point, [side * scale for side, scale in zip(roi, scales, strict=True)], mode="constant")
+    return torch.from_numpy(np.where(bell > 0, bell, bell[bell > 0].min()) / bell.max())
 
 
 def pad(inputs: Float[Tensor, "b c *s"], tiling: Tiling, windows: Windows) -> Float[Tensor, "b c *p"]:
