@@ -63,7 +63,7 @@ def explain(
     score
         'logit' or 'probability'.
     activation
-        'softmax' or 'sigmoid', what makes probabilities of the output; see `medcam.relevance`.
+        'softmax' or 'sigmoid', what makes probabilities of the output; see `medcam.relevance`. By default what the model's files say.
     output
         Which of the network's several outputs is explained; see `medcam.relevance`.
     fuse
@@ -92,6 +92,7 @@ def explain(
         If the model cannot be loaded or does not accept the prepared image.
     """
     case = _case(volume, model, [method], window, overlap, exact, preprocessing, device)
+    activation = case.model.activation if activation is None else activation
     asked = {
         "target": target, "method": method, "score": score, "activation": activation, "output": output,
         "class_names": case.model.class_names, "seed": seed, "progress": progress,
@@ -129,6 +130,7 @@ def explain_all(
         As `medcam.relevances` takes them; None is the default layer.
     """
     case = _case(volume, model, methods, window, overlap, exact, preprocessing, device)
+    activation = case.model.activation if activation is None else activation
     asked: dict[str, Any] = {
         "methods": methods, "layers": layers, "targets": [target], "score": score, "activation": activation, "output": output,
         "class_names": case.model.class_names, "seed": seed, "progress": progress,

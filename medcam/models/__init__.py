@@ -1,6 +1,7 @@
 """From a path or a name to a network with its input contract.
 
     folder or zip with configs/          MONAI bundle
+    folder with plans.json, fold_0/      nnU-Net v2 model folder, or one of its folds
     .pt2                                 exported program (torch.export)
     .pt .pth .ckpt .safetensors          weights; the network comes from a factory that the user names
     TorchScript                          a program whose layers stay closed
@@ -35,6 +36,7 @@ from medcam.models.checkpoints import (
     read_state,
     refuse_text,
 )
+from medcam.models.nnunet import is_nnunet
 from medcam.models.user_code import call_factory, first_line, nearest, neighbours
 from medcam.samples import sample_path
 
@@ -59,11 +61,12 @@ class Model:
     sha256
         Digest of the file, or of the weights and configurations of a bundle; '' for a module given in memory.
     kind
-        'bundle', 'exported program', 'checkpoint', 'torchscript' or 'module'.
+        'bundle', 'nnunet', 'exported program', 'checkpoint', 'torchscript' or 'module'.
     class_names
         One for each output channel, or () where they are not known.
     preprocessing
-        A MONAI Compose of dictionary transforms for an image that is already read, its first axis the channel; or None.
+        A MONAI Compose of dictionary transforms, or another transform, for an image that is already read, its first axis the channel; or
+        None.
     input_channels
         Of the metadata, else of the network's first convolution.
     spatial_dims
@@ -71,7 +74,9 @@ class Model:
     spatial_shape
         The size of input that the metadata name, or None where it may vary.
     windows
-        How a bundle cuts volumes to predict them, in the words of MONAI's SlidingWindowInferer, or None if it names no such inferer.
+        How a bundle cuts volumes to predict them, in the words of `medcam.engine.windows.Windows`, or None if it names no such inferer.
+    activation
+        'softmax' or 'sigmoid' where the files say what makes probabilities of the output, else None.
     layers_open
         Whether activations of layers can be captured.
     notes
@@ -88,6 +93,7 @@ class Model:
     spatial_dims: int | None = None
     spatial_shape: tuple[int, ...] | None = None
     windows: Mapping[str, Any] | None = None
+    activation: str | None = None
     layers_open: bool = True
     notes: tuple[str, ...] = ()
 
@@ -127,6 +133,7 @@ def load_model(
         If a demonstration is asked for that this installation does not hold.
     """
     asked = _device(device)
+    path = str(path).removeprefix("nnunet:")
     place = Path(path)
     if str(path) in DEMOS and not place.exists():
         place = sample_path("models", DEMOS[str(path)])
@@ -174,6 +181,8 @@ def _load(path: Path, factory: str | None, trust_code: bool, device: str, say: C
         raise ModelError(f"{path.name} is a {kind}, which holds its own network: leave the factory {factory} out")
     if kind == "bundle":
         return _bundle(path, trust_code, device, say)
+    if kind == "nnunet":
+        return _nnunet(path, trust_code, say)
     if kind == "exported program":
         return _exported(path, trust_code, device, say)
     if kind == "torchscript":
@@ -184,7 +193,7 @@ def _load(path: Path, factory: str | None, trust_code: bool, device: str, say: C
 
 def _kind(path: Path) -> str:
     if path.is_dir():
-        return "bundle"
+        return "nnunet" if is_nnunet(path) else "bundle"
     suffix = path.suffix.lower()
     with path.open("rb") as file:
         zipped = file.read(4) == b"PK\x03\x04"
@@ -240,6 +249,25 @@ def _bundle(path: Path, trust_code: bool, device: str, say: Callable[[str], None
         windows=bundle.windows,
         layers_open=not bundle.scripted,
         notes=(*bundle.notes, _CLOSED_LAYERS) if bundle.scripted else bundle.notes,
+    )
+
+
+def _nnunet(path: Path, trust_code: bool, say: Callable[[str], None]) -> Model:
+    from medcam.models.nnunet import load_nnunet
+
+    found = load_nnunet(path, trust_code=trust_code, say=say)
+    return Model(
+        network=found.network,
+        name=found.name,
+        sha256=found.sha256,
+        kind="nnunet",
+        class_names=found.class_names,
+        preprocessing=found.preprocessing,
+        input_channels=found.input_channels,
+        spatial_dims=found.spatial_dims,
+        windows=found.windows,
+        activation=found.activation,
+        notes=found.notes,
     )
 
 

@@ -166,7 +166,7 @@ def _answers(model: Model, inputs: Tensor, question: Question) -> Sequence[Relev
         plain = plain.clone() if plain.is_inference() else plain
         asked: dict[str, Any] = {
             "methods": question.methods, "targets": question.targets, "layers": question.layers, "score": question.score,
-            "activation": question.activation, "output": question.output, "seed": question.seed,
+            "activation": question.activation or model.activation, "output": question.output, "seed": question.seed,
             "class_names": question.class_names or model.class_names,
         }  # fmt: skip
         dtype = torch.float32 if weights is None else weights.dtype
@@ -187,7 +187,7 @@ def _recipe(found: Relevance, model: Model, question: Question, sample: int, ste
         layer=found.layer,
         target=_target(found, model, question, sample),
         score=found.score,
-        activation=question.activation,
+        activation=question.activation or model.activation,
         fusion=found.fusion,
         seed=found.seed,
         windows=windows,
