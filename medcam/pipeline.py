@@ -97,7 +97,10 @@ def explain(
         "target": target, "method": method, "score": score, "activation": activation, "output": output,
         "class_names": case.model.class_names, "seed": seed, "progress": progress,
     }  # fmt: skip
-    found = _ask(case.model.network, case.inputs, layer, fuse, flips, case.windows, exact, asked)
+    if case.model.members and layer is None and not flips and method_named(method).looks_at_layer:
+        found = _of_members(case, exact, asked)
+    else:
+        found = _ask(case.model.network, case.inputs, layer, fuse, flips, case.windows, exact, asked)
     return _told(found, case, activation, exact)
 
 
@@ -131,6 +134,13 @@ def explain_all(
     """
     case = _case(volume, model, methods, window, overlap, exact, preprocessing, device)
     activation = case.model.activation if activation is None else activation
+    if case.model.members:
+        how: dict[str, Any] = {
+            "target": target, "score": score, "activation": activation, "output": output, "window": window, "overlap": overlap,
+            "exact": exact, "seed": seed, "preprocessing": preprocessing, "device": device, "progress": progress,
+        }  # fmt: skip
+        every = [(m, layer) for m in methods for layer in (layers if method_named(m).looks_at_layer else (None,))]
+        return tuple(explain(volume, case.model, method=m, layer=layer, **how) for m, layer in every)
     asked: dict[str, Any] = {
         "methods": methods, "layers": layers, "targets": [target], "score": score, "activation": activation, "output": output,
         "class_names": case.model.class_names, "seed": seed, "progress": progress,
@@ -241,6 +251,30 @@ def _ask(
     if flips:
         return augmented_relevance(network, inputs, layer=layers[0], **asked)
     return relevance(network, inputs, layer=layers[0], **asked)
+
+
+def _of_members(case: _Case, exact: bool, asked: dict[str, Any]) -> Relevance:
+    """Return what the members of an ensemble add to the score of their mean: the sum of their maps at the first one's default layer.
+
+    For rules that sum over channels this is the map of one layer that holds the channels of all.
+    """
+    network, members = case.model.network, case.model.members
+    first = network.get_submodule(members[0])
+    layer = _ask(first, case.inputs, None, None, False, case.windows, exact, asked).layer
+    rest = {name: value for name, value in asked.items() if name not in ("target", "method")}
+    rest |= {
+        "targets": [asked["target"]],
+        "methods": [asked["method"]],
+        "layers": [f"{name}.{layer}" for name in members],
+    }
+    found: Sequence[Relevance] = (
+        relevances(network, case.inputs, **rest)
+        if case.windows is None
+        else windowed_relevances(network, case.inputs, case.windows, exact=exact, **rest).relevances
+    )
+    notes = tuple(dict.fromkeys(note for one in found for note in one.notes[0]))
+    summed = torch.stack([one.values for one in found]).sum(0)
+    return replace(found[0], values=summed, layer=" + ".join(one.layer for one in found), fusion="sum", notes=(notes,))
 
 
 def _windows(

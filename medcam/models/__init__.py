@@ -77,6 +77,8 @@ class Model:
         How a bundle cuts volumes to predict them, in the words of `medcam.engine.windows.Windows`, or None if it names no such inferer.
     activation
         'softmax' or 'sigmoid' where the files say what makes probabilities of the output, else None.
+    members
+        The names of the networks that an ensemble, whose mean `network` is, is made of; all of one architecture. () for one network.
     layers_open
         Whether activations of layers can be captured.
     notes
@@ -94,6 +96,7 @@ class Model:
     spatial_shape: tuple[int, ...] | None = None
     windows: Mapping[str, Any] | None = None
     activation: str | None = None
+    members: tuple[str, ...] = ()
     layers_open: bool = True
     notes: tuple[str, ...] = ()
 
@@ -267,6 +270,7 @@ def _nnunet(path: Path, trust_code: bool, say: Callable[[str], None]) -> Model:
         spatial_dims=found.spatial_dims,
         windows=found.windows,
         activation=found.activation,
+        members=found.members,
         notes=found.notes,
     )
 

@@ -3,12 +3,14 @@
     Dataset004_Hippocampus/nnUNetTrainer__nnUNetPlans__3d_fullres/
         plans.json  dataset.json  fold_0/checkpoint_final.pth ... fold_4/
 
-The network is what nnUNetPredictor builds. Preprocessing (axes transposed, empty margins cropped, intensities normalised, voxels resampled) is
-the plans' own preprocessor; medcam follows where each voxel went, so that a heatmap finds back. Windows are nnU-Net's.
+The network is what nnUNetPredictor builds; of several folds the mean, as it predicts. Preprocessing (axes transposed, empty margins cropped,
+intensities normalised, voxels resampled) is the plans' own preprocessor; medcam follows where each voxel went, so that a heatmap finds
+back. Windows are nnU-Net's.
 """
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import io
 import json
@@ -23,7 +25,7 @@ import numpy as np
 import torch
 from monai.data.meta_tensor import MetaTensor
 from monai.transforms.spatial.array import Orientation
-from torch import nn
+from torch import Tensor, nn
 
 from medcam.errors import ModelError, UsageError
 from medcam.models.checkpoints import TRUST_MEANS
@@ -47,7 +49,21 @@ class NnunetFolder:
     spatial_dims: int
     windows: Mapping[str, Any]
     activation: str | None
+    members: tuple[str, ...]
     notes: tuple[str, ...]
+
+
+class MeanOfFolds(nn.Module):
+    """Networks that differ in their weights, and the mean of what they say; each stands under the name of its fold."""
+
+    def __init__(self, folds: Mapping[str, nn.Module]) -> None:
+        super().__init__()
+        for name, network in folds.items():
+            self.add_module(name, network)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the mean of the folds' logits."""
+        return torch.stack([network(x) for network in self.children()]).mean(0)
 
 
 def is_nnunet(path: Path) -> bool:
@@ -56,12 +72,12 @@ def is_nnunet(path: Path) -> bool:
 
 
 def load_nnunet(path: Path, *, trust_code: bool, say: Callable[[str], None]) -> NnunetFolder:
-    """Return the network of one fold, and what nnU-Net does with an image before and while it predicts.
+    """Return the network of one fold or of all, and what nnU-Net does with an image before and while it predicts.
 
     Parameters
     ----------
     path
-        The model folder (its first fold is taken), or one of its folders fold_0 to fold_4 or fold_all.
+        The model folder, for the mean of its numbered folds, with which nnU-Net predicts; or one of its folders fold_0, fold_1, fold_all.
 
     Raises
     ------
@@ -71,11 +87,11 @@ def load_nnunet(path: Path, *, trust_code: bool, say: Callable[[str], None]) -> 
         If nnunetv2 is not installed.
     """
     path = path.resolve()
-    home, fold, checkpoint = _fold(path)
+    home, checkpoints = _folds(path)
     plans, dataset = _json(home / "plans.json"), _json(home / "dataset.json")
-    _ask_for_trust(checkpoint, plans, trust_code, say)
+    _ask_for_trust(checkpoints, plans, trust_code, say)
     with _quietly():
-        predictor = _predictor(home, fold, checkpoint.name)
+        predictor = _predictor(home, checkpoints)
         settings, labels = predictor.configuration_manager, predictor.label_manager
         if settings.previous_stage_name is not None:
             raise ModelError(
@@ -84,11 +100,12 @@ def load_nnunet(path: Path, *, trust_code: bool, say: Callable[[str], None]) -> 
             )
         sides = [int(side) for side in settings.patch_size]
         channels = _input_channels(predictor, dataset)
-    others = sorted(p.name for p in home.glob("fold_*") if p.name != checkpoint.parent.name and _checkpoint_in(p))
+        names = tuple(checkpoint.parent.name for checkpoint in checkpoints)
+        network = _network(predictor, names)
     return NnunetFolder(
-        network=predictor.network.eval(),
-        name=f"{home.name} {checkpoint.parent.name}",
-        sha256=_digest([home / "plans.json", home / "dataset.json", checkpoint]),
+        network=network.eval(),
+        name=" ".join((home.name, *names)),
+        sha256=_digest(home, [home / "plans.json", home / "dataset.json", *checkpoints]),
         class_names=_class_names(dataset, labels),
         preprocessing=NnunetPreprocessing(predictor.plans_manager, settings, dataset),
         input_channels=channels,
@@ -96,7 +113,8 @@ def load_nnunet(path: Path, *, trust_code: bool, say: Callable[[str], None]) -> 
         # What nnUNetPredictor does by default: half a window's step, a Gaussian of an eighth of its side.
         windows={"roi_size": sides, "overlap": 0.5, "mode": "gaussian", "sigma_scale": 0.125, "rule": "nnunet"},
         activation="sigmoid" if labels.has_regions else None,
-        notes=tuple(_notes(checkpoint.parent.name, others, predictor.allowed_mirroring_axes, len(sides))),
+        members=names if len(names) > 1 else (),
+        notes=tuple(_notes(home, names, predictor.allowed_mirroring_axes, len(sides))),
     )
 
 
@@ -104,7 +122,7 @@ class NnunetPreprocessing:
     """The plans' own preprocessor as an array transform: a channel-first image in, what the network sees out, with its true affine.
 
     nnU-Net counts axes from the slices on (k j i), transposes them as its plans say, crops what is zero around the image, and resamples so
-    that the image keeps its edges: the centre of voxel n lies at `(n + 0.5) * before / after - 0.5` of the voxels before. That is the affine.
+    that the image keeps its edges: the centre of voxel n lies at `(n + 0.5) * before / after - 0.5` of the voxels before.
     """
 
     def __init__(self, plans: Any, settings: Any, dataset: Mapping[str, Any]) -> None:
@@ -164,21 +182,20 @@ def _quietly() -> Iterator[None]:
         yield
 
 
-def _fold(path: Path) -> tuple[Path, int | str, Path]:
-    """Return the model folder, the fold in nnU-Net's words, and its checkpoint."""
+def _folds(path: Path) -> tuple[Path, list[Path]]:
+    """Return the model folder and the checkpoints of the folds that are meant."""
     home = path if (path / "plans.json").is_file() else path.parent
-    folds = sorted(p for p in home.glob("fold_*") if _checkpoint_in(p))
-    if not folds:
+    trained = {p.name: found for p in sorted(home.glob("fold_*")) if (found := _checkpoint_in(p))}
+    if not trained:
         raise ModelError(f"{home.name} holds no trained fold: expected fold_0/{_CHECKPOINTS[0]}")
-    chosen = folds[0] if path == home else path
-    checkpoint = _checkpoint_in(chosen)
-    if checkpoint is None:
-        names = [p.name for p in folds]
+    if path == home:
+        # As nnU-Net does, which trains fold_all on every case.
+        return home, [found for name, found in trained.items() if name != "fold_all"] or list(trained.values())
+    if path.name not in trained:
         raise ModelError(
-            f"{path.name} is no trained fold of {home.name}, which has {', '.join(names)}{nearest(path.name, names)}"
+            f"{path.name} is no trained fold of {home.name}, which has {', '.join(trained)}{nearest(path.name, list(trained))}"
         )
-    number = chosen.name.removeprefix("fold_")
-    return home, int(number) if number.isdigit() else number, checkpoint
+    return home, [trained[path.name]]
 
 
 def _checkpoint_in(fold: Path) -> Path | None:
@@ -195,16 +212,14 @@ def _json(path: Path) -> dict[str, Any]:
     return held
 
 
-def _ask_for_trust(checkpoint: Path, plans: Mapping[str, Any], trust_code: bool, say: Callable[[str], None]) -> None:
-    named = sorted(
-        {
-            str(c["architecture"]["network_class_name"])
-            for c in plans.get("configurations", {}).values()
-            if "architecture" in c
-        }
-    )
+def _ask_for_trust(
+    checkpoints: Sequence[Path], plans: Mapping[str, Any], trust_code: bool, say: Callable[[str], None]
+) -> None:
+    settings = [held for held in plans.get("configurations", {}).values() if isinstance(held, dict)]
+    named = sorted({str(held["architecture"].get("network_class_name")) for held in settings if "architecture" in held})
+    opened = ", ".join(f"{checkpoint.parent.name}/{checkpoint.name}" for checkpoint in checkpoints)
     code = [
-        f"{checkpoint.parent.name}/{checkpoint.name} is opened as a pickle, by nnU-Net itself",
+        f"nnU-Net opens {opened} as pickles",
         f"plans.json names what is built: {', '.join(named) or 'an architecture'}",
     ]
     if not trust_code:
@@ -213,19 +228,33 @@ def _ask_for_trust(checkpoint: Path, plans: Mapping[str, Any], trust_code: bool,
         say(item)
 
 
-def _predictor(home: Path, fold: int | str, checkpoint: str) -> Any:
+def _predictor(home: Path, checkpoints: Sequence[Path]) -> Any:
     try:
         from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
     except ImportError as error:
         raise UsageError(
             f"nnU-Net folders need nnunetv2 ({first_line(error)}): pip install 'medcam-xai[nnunet]'"
         ) from error
+    if len({checkpoint.name for checkpoint in checkpoints}) > 1:
+        raise ModelError(f"some folds of {home.name} are trained to the end and others are not; name one of them")
+    folds = [checkpoint.parent.name.removeprefix("fold_") for checkpoint in checkpoints]
     try:
         predictor = nnUNetPredictor(device=torch.device("cpu"), perform_everything_on_device=False, allow_tqdm=False)
-        predictor.initialize_from_trained_model_folder(str(home), (fold,), checkpoint)
+        predictor.initialize_from_trained_model_folder(str(home), tuple(folds), checkpoints[0].name)
     except Exception as error:  # whatever a damaged folder makes nnU-Net raise, the user learns what it was
         raise ModelError(f"nnU-Net cannot load {home.name}: {type(error).__name__}: {first_line(error)}") from error
     return predictor
+
+
+def _network(predictor: Any, names: Sequence[str]) -> nn.Module:
+    network: nn.Module = predictor.network
+    if len(names) == 1:
+        return network
+    folds = {}
+    for name, weights in zip(names, predictor.list_of_parameters, strict=True):
+        folds[name] = copy.deepcopy(network)
+        folds[name].load_state_dict(weights)
+    return MeanOfFolds(folds)
 
 
 def _input_channels(predictor: Any, dataset: Mapping[str, Any]) -> int:
@@ -242,20 +271,18 @@ def _class_names(dataset: Mapping[str, Any], labels: Any) -> tuple[str, ...]:
     return tuple(sorted(named, key=lambda name: int(np.atleast_1d(named[name])[0])))
 
 
-def _notes(fold: str, others: Sequence[str], mirrored: Sequence[int] | None, dims: int) -> Iterator[str]:
-    if others:
-        yield (
-            f"nnU-Net predicts with the mean of its folds; this explains {fold} alone. Name another one's folder to explain it: "
-            f"{', '.join(others)}"
-        )
+def _notes(home: Path, names: Sequence[str], mirrored: Sequence[int] | None, dims: int) -> Iterator[str]:
+    others = sorted(p.name for p in home.glob("fold_*") if p.name not in (*names, "fold_all") and _checkpoint_in(p))
+    if others and names != ("fold_all",):
+        yield f"nnU-Net predicts with the mean of its folds; this explains {names[0]} alone, without {', '.join(others)}"
     if mirrored:
         yield "nnU-Net also averages its prediction over mirrored windows; this explains the windows as they are"
     if dims == 2:
         yield "Of a volume nnU-Net crops and normalises all slices together; this network is shown one, which stands alone"
 
 
-def _digest(files: Sequence[Path]) -> str:
+def _digest(home: Path, files: Sequence[Path]) -> str:
     whole = hashlib.sha256()
     for path in files:
-        whole.update(f"{path.name}\0{hashlib.sha256(path.read_bytes()).hexdigest()}\n".encode())
+        whole.update(f"{path.relative_to(home).as_posix()}\0{hashlib.sha256(path.read_bytes()).hexdigest()}\n".encode())
     return whole.hexdigest()

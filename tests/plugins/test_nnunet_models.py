@@ -23,6 +23,7 @@ from medcam.engine.windows import Windows, windowed_relevances
 from medcam.errors import ModelError, UsageError
 from medcam.geometry import Grid, resample
 from medcam.models.nnunet import is_nnunet
+from medcam.pipeline import explain_all
 from medcam.prepare import prepare
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # of nnU-Net's own
@@ -51,11 +52,11 @@ def stored(folder: Path, voxels: np.ndarray | None = None, grid: Grid = GRID) ->
     return path
 
 
-def predictor(nnunet: Any, home: Path, fold: int = 0) -> Any:
+def predictor(nnunet: Any, home: Path, *folds: int) -> Any:
     made = nnunet.nnUNetPredictor(
         device=torch.device("cpu"), perform_everything_on_device=False, allow_tqdm=False, use_mirroring=False
     )
-    made.initialize_from_trained_model_folder(str(home), (fold,), "checkpoint_final.pth")
+    made.initialize_from_trained_model_folder(str(home), folds or (0,), "checkpoint_final.pth")
     return made
 
 
@@ -202,7 +203,7 @@ def test_the_command_line_explains_a_case_and_keeps_json_clean(
     ]
     assert main(asked) == 3
     told = capsys.readouterr().err
-    assert "opened as a pickle" in told
+    assert "as pickles" in told
     assert "--trust-code" in told
     assert main([*asked, "--trust-code", "--json"]) == 0
     document = json.loads(capsys.readouterr().out)
@@ -250,19 +251,52 @@ def test_a_film_goes_through_a_2d_configuration(nnunet: Any, tmp_path: Path) -> 
     assert any("stands alone" in note for note in heatmap.notes)
 
 
-def test_folds_are_told_apart_and_the_first_is_the_default(nnunet: Any, tmp_path: Path) -> None:
+def test_folds_are_told_apart(nnunet: Any, tmp_path: Path) -> None:
     home = write_folder(tmp_path, plans(), folds=("0", "3", "all"))
-    first, third, every = (
+    all_of_them, third, every = (
         medcam.load_model(path, trust_code=True) for path in (home, home / "fold_3", home / "fold_all")
     )
-    assert [model.name.split()[-1] for model in (first, third, every)] == ["fold_0", "fold_3", "fold_all"]
-    assert any("this explains fold_0 alone" in note and "fold_3, fold_all" in note for note in first.notes)
-    weights = [next(model.network.parameters()) for model in (first, third, every)]
-    assert not torch.equal(weights[0], weights[1])
-    assert not torch.equal(weights[1], weights[2])
-    assert len({model.sha256 for model in (first, third, every)}) == 3
+    assert [model.name.partition(" ")[2] for model in (all_of_them, third, every)] == [
+        "fold_0 fold_3",
+        "fold_3",
+        "fold_all",
+    ]
+    assert all_of_them.members == ("fold_0", "fold_3")
+    assert third.members == ()
+    assert any("this explains fold_3 alone, without fold_0" in note for note in third.notes)
+    assert not any("alone" in note for model in (all_of_them, every) for note in model.notes)
+    assert len({model.sha256 for model in (all_of_them, third, every)}) == 3
     known = predictor(nnunet, home, 3).network.state_dict()
-    assert all(torch.equal(value, known[name]) for name, value in third.network.state_dict().items())
+    for network in (third.network, all_of_them.network.get_submodule("fold_3")):
+        assert all(torch.equal(value, known[name]) for name, value in network.state_dict().items())
+    assert not torch.equal(next(third.network.parameters()), next(every.network.parameters()))
+
+
+def test_the_folds_together_predict_what_nnunet_predicts_and_their_map_is_the_sum_of_their_parts(
+    nnunet: Any, tmp_path: Path
+) -> None:
+    home = write_folder(tmp_path, plans(), folds=("0", "3"))
+    model = medcam.load_model(home, trust_code=True)
+    assert model.windows is not None
+    volume = medcam.read(stored(tmp_path))
+    ready = prepare([volume], model.preprocessing, spatial_dims=3)
+    layers = ["fold_0.decoder.stages.0", "fold_3.decoder.stages.0"]
+    windows = Windows(**model.windows)
+    found = windowed_relevances(
+        model.network, ready.tensor.unsqueeze(0), windows, targets=[1], layers=layers, prediction=True
+    )
+    assert found.prediction is not None
+    known = predictor(nnunet, home, 0, 3).predict_logits_from_preprocessed_data(ready.tensor).float()
+    assert ((found.prediction[0] - known).abs() < 0.01).float().mean() > 0.97
+    heatmap = medcam.explain(volume, model, target="spleen")
+    assert heatmap.recipe.layer == " + ".join(layers)
+    assert heatmap.recipe.fusion == "sum"
+    parts = [resample(one.values[0].numpy(), ready.grid, volume.grid) for one in found.relevances]
+    assert min(np.nanmax(np.abs(part)) for part in parts) > 0
+    np.testing.assert_allclose(heatmap.relevance, parts[0] + parts[1], atol=1e-5 * np.nanmax(np.abs(heatmap.relevance)))
+    many = explain_all([volume], model, target="spleen", methods=["grad-cam", "saliency"])
+    np.testing.assert_array_equal(many[0].relevance, heatmap.relevance)
+    assert [each.recipe.layer for each in many] == [heatmap.recipe.layer, ""]
 
 
 def test_an_empty_image_is_refused_in_words(nnunet: Any, tmp_path: Path) -> None:
@@ -293,7 +327,7 @@ def test_a_folder_is_recognised_and_nothing_of_it_runs_without_a_word(tmp_path: 
     assert is_nnunet(home)
     assert is_nnunet(home / "fold_0")
     assert not is_nnunet(tmp_path)
-    with pytest.raises(ModelError, match=r"opened as a pickle.*PlainConvUNet.*--trust-code"):
+    with pytest.raises(ModelError, match=r"as pickles.*PlainConvUNet.*--trust-code"):
         medcam.load_model(home)
     (home / "fold_7").mkdir()
     with pytest.raises(ModelError, match="fold_7 is no trained fold of model, which has fold_0; did you mean fold_0"):
