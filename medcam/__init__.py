@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from medcam.pipeline import explain as explain
     from medcam.recipe import Recipe as Recipe
     from medcam.render import montage as montage
+    from medcam.report.notebook import show as show
     from medcam.samples import sample_path as sample_path
     from medcam.volume import Heatmap as Heatmap
     from medcam.volume import Source as Source
@@ -59,6 +60,7 @@ _HOMES = {
     "Recipe": "recipe",
     "montage": "render",
     "sample_path": "samples",
+    "show": "report.notebook",
     "Heatmap": "volume",
     "Source": "volume",
     "Volume": "volume",

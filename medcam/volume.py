@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from importlib import import_module
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -124,6 +125,10 @@ class Volume:
                 source = replace(source, instances=alone, slices=(Frame(0, frame.number),))
         return Volume(self.voxels[:, :, k : k + 1], grid, self.unit, source)
 
+    def _repr_html_(self) -> str | None:
+        """Return what a notebook shows: the middle planes."""
+        return _html("volume_html", self)
+
 
 class Peak(NamedTuple):
     """The hottest voxel of a heatmap: its index i j k, its place (RAS+ mm) and its relevance."""
@@ -206,6 +211,22 @@ class Heatmap:
             return np.zeros(self.relevance.shape, bool)
         reached: np.ndarray = np.nan_to_num(self.relevance, nan=-np.inf) >= fraction * self.maximum
         return reached
+
+    def _repr_html_(self) -> str | None:
+        """Return what a notebook shows: planes through the peak, and what must be known."""
+        return _html("heatmap_html", self)
+
+
+def _html(drawing: str, shown: Volume | Heatmap) -> str | None:
+    """Return what a notebook shows, or None, for which it shows text, where nothing can be drawn.
+
+    Pages are drawn downstream of this room, by a function that is looked up when a notebook asks.
+    """
+    try:
+        html: str = getattr(import_module("medcam.report.notebook"), drawing)(shown)
+    except Exception:  # noqa: BLE001  a picture that cannot be drawn must not cost the user's cell
+        return None
+    return html
 
 
 def _freeze(holder: Volume | Heatmap, name: str, array: np.ndarray) -> None:
