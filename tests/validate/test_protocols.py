@@ -9,6 +9,7 @@ from sklearn.metrics import auc, precision_recall_curve
 from validate.scenes import SHAPE, lesion_of, map_of
 
 from medcam.errors import InputError, UsageError
+from medcam.validate.boxes import boxes_iou
 from medcam.validate.protocols import PROTOCOLS, arun, chexlocalize, protocol, se3d, wsol
 from medcam.validate.protocols.planes import above_otsu, contours, eight_bit, min_max, redrawn
 
@@ -91,6 +92,28 @@ def test_se3d_calls_a_piece_one_voxel_thick_the_smallest_and_puts_an_empty_mask_
     corner[0, 0, 0] = 1
     blank = se3d.stretched_case(corner, np.zeros(truth.shape, bool))
     assert (blank.any_piece == 1).all()
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_se3d_counts_at_each_threshold_as_if_it_were_labelled_and_selected_alone(seed: int) -> None:
+    noise = ndimage.gaussian_filter(np.random.default_rng(seed).standard_normal((13, 17, 11)), seed / 2)
+    stretched = ((noise - noise.min()) / np.ptp(noise)).astype(np.float32)
+    truth = noise > np.quantile(noise, 0.9)
+    found = se3d.stretched_case(stretched, truth)
+    grey, truth_boxes, biggest = (255 * stretched).astype(np.uint8), *boxes_of(truth)
+    for n, t in enumerate(np.arange(0, 1, 0.01)):
+        boxes, largest = boxes_of(grey > t * int(grey.max()))
+        fit = boxes_iou(boxes, truth_boxes)
+        assert (found.largest[n], found.any_piece[n]) == (fit[largest, biggest], fit.max())
+    for n, t in enumerate(np.linspace(0, 1, 100)):
+        assert found.f1_selected[n] == (stretched >= np.float32(t)).sum()
+        assert found.f1_hits[n] == ((stretched >= np.float32(t)) & truth).sum()
+
+
+def boxes_of(mask: np.ndarray) -> tuple[np.ndarray, int]:
+    labels, _ = ndimage.label(mask, ndimage.generate_binary_structure(3, 2))
+    boxes = np.array([[(s.start, s.stop - 1) for s in piece] for piece in ndimage.find_objects(labels)])
+    return boxes, int(np.argmax((boxes[..., 1] - boxes[..., 0]).prod(1)))
 
 
 def test_se3d_joins_voxels_by_edges_and_not_by_corners() -> None:

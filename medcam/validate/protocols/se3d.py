@@ -11,6 +11,7 @@ from scipy import ndimage
 
 from medcam.errors import InputError
 from medcam.validate.boxes import boxes_iou
+from medcam.validate.nested import pieces_at_levels
 from medcam.validate.protocols.planes import eight_bit, min_max
 from medcam.validate.protocols.wsol import box_accuracies, histograms, pooled_precision
 
@@ -66,18 +67,19 @@ def stretched_case(stretched: Float[np.ndarray, "i j k"], lesion: Bool[np.ndarra
     top = int(grey.max())
     truth, biggest = _boxes(lesion)
     curves = np.zeros((2, len(THRESHOLDS)))
-    for n, threshold in enumerate(THRESHOLDS):
-        found, largest = _boxes(grey > threshold * top)
-        fit = boxes_iou(found, truth)
-        curves[:, n] = fit[largest, biggest], fit.max()
-    selected = [stretched >= np.float32(t) if t else stretched >= 0 for t in F1_THRESHOLDS]
+    # A map of one value is stretched to 0 and selects nothing: its box is the one at the origin.
+    level = np.searchsorted(THRESHOLDS * top, np.arange(256), "left").astype(np.uint8)[grey]
+    found = (pieces.boxes for pieces in pieces_at_levels(level, _EIGHTEEN)) if top else [_ORIGIN] * len(THRESHOLDS)
+    for n, boxes in enumerate(found):
+        fit = boxes_iou(boxes, truth)
+        curves[:, n] = fit[_largest(boxes), biggest], fit.max()
     first, last, side = _halves(stretched, lesion)
     return Case(
         curves[0],
         curves[1],
         *histograms(stretched, lesion, THRESHOLDS),
-        np.array([np.count_nonzero(mask & lesion) for mask in selected], np.int64),
-        np.array([np.count_nonzero(mask) for mask in selected], np.int64),
+        _reaching(stretched[lesion]),
+        _reaching(stretched.ravel()),
         int(np.count_nonzero(lesion)),
         first,
         last,
@@ -86,15 +88,25 @@ def stretched_case(stretched: Float[np.ndarray, "i j k"], lesion: Bool[np.ndarra
 
 
 def _boxes(mask: Bool[np.ndarray, "i j k"]) -> tuple[Int[np.ndarray, "n 3 2"], int]:
-    """Return the boxes around a mask's pieces, and which of them is the largest.
+    """Return the boxes around a mask's pieces, and which of them is the largest."""
+    found = next(pieces_at_levels(mask.astype(np.uint8), _EIGHTEEN), None)
+    boxes = _ORIGIN if found is None else found.boxes
+    return boxes, _largest(boxes)
 
-    By the product of last minus first voxels: a piece one voxel thick has a size of 0, whatever its other sides.
+
+def _largest(boxes: Int[np.ndarray, "n 3 2"]) -> int:
+    """Return which box is the largest by the product of last minus first voxels, the first of equal ones.
+
+    A piece one voxel thick has a size of 0, whatever its other sides.
     """
-    labels, count = ndimage.label(mask, _EIGHTEEN)
-    if not count:
-        return _ORIGIN, 0
-    boxes = np.array([[(s.start, s.stop - 1) for s in piece] for piece in ndimage.find_objects(labels)])
-    return boxes, int(np.argmax((boxes[..., 1] - boxes[..., 0]).prod(1)))
+    return int(np.argmax((boxes[..., 1] - boxes[..., 0]).prod(1)))
+
+
+def _reaching(values: Float[np.ndarray, " v"]) -> Int[np.ndarray, " f"]:
+    """Return how many values reach each threshold of MaxF1, in single precision."""
+    passed = np.searchsorted(F1_THRESHOLDS.astype(np.float32), values.astype(np.float32), "right")
+    counts: np.ndarray = np.bincount(passed, minlength=len(F1_THRESHOLDS) + 1)[::-1].cumsum()[::-1][1:]
+    return counts.astype(np.int64)
 
 
 def _halves(stretched: np.ndarray, lesion: np.ndarray) -> tuple[float, float, bool | None]:
