@@ -103,11 +103,11 @@ def _hills(
 
 
 def _highest(key: Int[np.ndarray, "i j k"], touching: Bool[np.ndarray, "3 3 3"]) -> Int[np.ndarray, "i j k"]:
-    """Return the largest key of each voxel and its neighbours: of all 26 if they touch, of 18 if edges do, else of those that share a face."""
+    """Return the largest key of each voxel and its neighbours: of 26 if all touch, of 18 if edges do, else of those that share a face."""
     if touching.all():
         return _along(_along(_along(key, 0), 1), 2)
     edges = bool(touching[0, 0, 1])
-    result = key.copy()
+    result: np.ndarray = key.copy()
     for axis in range(3):
         line = _along(key, axis)
         np.maximum(result, _along(line, (axis + 1) % 3) if edges else line, out=result)
@@ -116,7 +116,7 @@ def _highest(key: Int[np.ndarray, "i j k"], touching: Bool[np.ndarray, "3 3 3"])
 
 def _along(key: Int[np.ndarray, "i j k"], axis: int) -> Int[np.ndarray, "i j k"]:
     """Return the largest key of each voxel and its two neighbours along an axis."""
-    result = key.copy()
+    result: np.ndarray = key.copy()
     values, out = (np.moveaxis(each, axis, 0) for each in (key, result))
     np.maximum(out[1:], values[:-1], out=out[1:])
     np.maximum(out[:-1], values[1:], out=out[:-1])

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import Bool, Float, Int, Num, UInt8
@@ -67,43 +68,69 @@ def redrawn(mask: Bool[np.ndarray, "y x"]) -> Bool[np.ndarray, "y x"]:
     labels, _ = ndimage.label(mask, EIGHT)
     alone = np.bincount(labels.ravel()) == 1
     alone[0] = False
-    filled: np.ndarray = ndimage.binary_fill_holes(mask & ~alone[labels])
+    outside, _ = ndimage.label(np.pad(~mask | alone[labels], 1, constant_values=True))
+    filled: np.ndarray = outside[1:-1, 1:-1] != 1
     return filled
 
 
-class Contours(NamedTuple):
-    """The boxes around a mask's contours, x0 y0 x1 y1, and the areas that the contours of its pieces enclose.
+@dataclass(frozen=True, eq=False)
+class Contours:
+    """The boxes around a mask's contours, x0 y0 x1 y1, and which of them encloses the most.
 
     Pieces come first, in raster order of their first pixel, then the rims of holes, which OpenCV gives as contours of their own.
     A box ends one pixel behind its last, or at the picture's last.
+
+    Parameters
+    ----------
+    largest, area
+        Of the pieces' outer contours the one that encloses the most, the last of equal ones, and how much: -1 and 0 without any.
     """
 
     boxes: Int[np.ndarray, "n 4"]
-    areas: Float[np.ndarray, " m"]
+    largest: int
+    area: float
 
 
 def contours(mask: Bool[np.ndarray, "y x"]) -> Contours:
     """Return the contours of a mask as OpenCV's RETR_TREE finds them."""
-    labels, count = ndimage.label(mask, EIGHT)
-    holes, hole_count = ndimage.label(ndimage.binary_fill_holes(mask) & ~mask)
+    # With a rim all that lies outside the pieces hangs together.
+    rows, columns = (np.flatnonzero(mask.any(axis)) for axis in (1, 0))
+    if not len(rows):
+        return Contours(np.zeros((0, 4), np.int64), -1, 0.0)
+    top, left = int(rows[0]), int(columns[0])
+    part = np.pad(mask[top : rows[-1] + 1, left : columns[-1] + 1], 1)
+    labels, _ = ndimage.label(part, EIGHT)
+    pieces = ndimage.find_objects(labels)
+    # The first piece of the background is the outside, the others are holes; their rim lies one pixel around them.
+    holes = ndimage.find_objects(ndimage.label(~part)[0])[1:]
     boxes = [
-        *((x.start, y.start, x.stop, y.stop) for y, x in ndimage.find_objects(labels)),
-        # The rim lies one pixel around its hole.
-        *((x.start - 1, y.start - 1, x.stop + 1, y.stop + 1) for y, x in ndimage.find_objects(holes)),
+        *((x.start, y.start, x.stop, y.stop) for y, x in pieces),
+        *((x.start - 1, y.start - 1, x.stop + 1, y.stop + 1) for y, x in holes),
     ]
     height, width = mask.shape
-    found = np.array(boxes, np.int64).reshape(count + hole_count, 4)
-    return Contours(np.minimum(found, [width, height, width - 1, height - 1]), _areas(labels, count))
+    found = np.array(boxes, np.int64).reshape(-1, 4) + [left - 1, top - 1, left - 1, top - 1]
+    return Contours(np.minimum(found, [width, height, width - 1, height - 1]), *_largest(labels, pieces))
 
 
-def _areas(labels: np.ndarray, count: int) -> np.ndarray:
-    """Return what each piece's outer contour encloses, through the middles of its pixels: a line of them encloses nothing.
+def _largest(labels: Int[np.ndarray, "y x"], pieces: Sequence[tuple[slice, slice]]) -> tuple[int, float]:
+    """Return which piece's outer contour encloses the most, and how much. None encloses more than its box, so few need to be looked at."""
+    within = np.array([(y.stop - y.start - 1) * (x.stop - x.start - 1) for y, x in pieces])
+    best, area = -1, -1.0
+    for n in np.lexsort((-np.arange(len(within)), -within)):
+        if within[n] < area:
+            break
+        enclosed = _enclosed(labels[pieces[n]] == n + 1)
+        if (enclosed, n) > (area, best):
+            best, area = int(n), enclosed
+    return best, area
+
+
+def _enclosed(piece: Bool[np.ndarray, "y x"]) -> float:
+    """Return what a piece's outer contour encloses, through the middles of its pixels: a line of them encloses nothing.
 
     Of each four pixels that meet, all give an area of 1 and three give one half.
     """
-    areas = np.zeros(count)
-    for n, box in enumerate(ndimage.find_objects(labels)):
-        filled = ndimage.binary_fill_holes(labels[box] == n + 1).astype(np.int64)
-        corners = filled[1:, 1:] + filled[1:, :-1] + filled[:-1, 1:] + filled[:-1, :-1]
-        areas[n] = np.count_nonzero(corners == 4) + np.count_nonzero(corners == 3) / 2
-    return areas
+    outside, _ = ndimage.label(np.pad(~piece, 1, constant_values=True))
+    filled = (outside != 1)[1:-1, 1:-1].astype(np.uint8)
+    corners = filled[1:, 1:] + filled[1:, :-1] + filled[:-1, 1:] + filled[:-1, :-1]
+    return float(np.count_nonzero(corners == 4) + np.count_nonzero(corners == 3) / 2)

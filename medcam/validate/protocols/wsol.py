@@ -78,8 +78,7 @@ def estimated_boxes(mask: Bool[np.ndarray, "y x"]) -> tuple[Int[np.ndarray, "n 4
     found = contours(mask)
     if not len(found.boxes):
         return np.zeros((1, 4), np.int64), 0
-    areas = found.areas
-    return found.boxes, len(areas) - 1 - int(np.argmax(areas[::-1]))
+    return found.boxes, found.largest
 
 
 def _fits(mask: np.ndarray, boxes: np.ndarray) -> tuple[float, float]:
