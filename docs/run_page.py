@@ -108,12 +108,14 @@ def run(block: Block, folder: Path) -> tuple[str, float]:
 
 
 def furnished(folder: Path) -> Path:
-    """Make a folder what a clone is to a page's commands: the samples in it, and `medcam` this tree's."""
-    (folder / "data_samples").symlink_to(ROOT / "data_samples")
+    """Make a folder what a clone is to a page's commands: samples and examples in it, and `medcam` and `python` those that run this."""
+    for name in ("data_samples", "examples"):
+        (folder / name).symlink_to(ROOT / name)
     (folder / ".bin").mkdir()
-    here = folder / ".bin" / "medcam"
-    here.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m medcam "$@"\n')
-    here.chmod(0o755)
+    for name, words in (("medcam", f'"{sys.executable}" -m medcam'), ("python", f'"{sys.executable}"')):
+        here = folder / ".bin" / name
+        here.write_text(f'#!/bin/sh\nexec {words} "$@"\n')
+        here.chmod(0o755)
     return folder
 
 
