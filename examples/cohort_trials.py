@@ -122,11 +122,12 @@ class Fire:
             self.starts += 1
             driver = self.command.start()
             code = self._watched(driver)
-            said = driver.stderr.read().strip() if driver.stderr else ""
             driver.wait()
-            if driver.stderr:
-                driver.stderr.close()
-            left = [row for row in rows_of(self.command.out) if row["state"] == "waiting"]
+            said = self.command.said()
+            begun = (self.command.out / "manifest.sqlite3").exists()
+            if code is not None and not begun:
+                raise SystemExit(f"the run did not begin: {said}")
+            left = [row for row in rows_of(self.command.out) if row["state"] == "waiting"] if begun else [{}]
             if code is not None and not left:
                 return code
             if code is not None:
@@ -136,7 +137,7 @@ class Fire:
             if self.starts > len(self.plan) + 10:
                 raise SystemExit(f"the run does not come to an end: {said}")
 
-    def _watched(self, driver: subprocess.Popen[str]) -> int | None:
+    def _watched(self, driver: subprocess.Popen[bytes]) -> int | None:
         """Return the driver's exit code; None once it was killed."""
         due = 0.0
         while driver.poll() is None:
@@ -159,7 +160,7 @@ class Fire:
                 return None
         return driver.returncode
 
-    def _struck(self, whom: str, driver: subprocess.Popen[str]) -> bool:
+    def _struck(self, whom: str, driver: subprocess.Popen[bytes]) -> bool:
         if whom == "driver":
             return _kill(driver.pid)
         if whom == "scheduler":

@@ -67,7 +67,6 @@ def watched(command: Command, *, every_s: float) -> tuple[int, list[Sample]]:
         samples.append(Sample(time.monotonic() - start, done(command.out), _resident(process.pid), workers))
         time.sleep(every_s)
     samples.append(Sample(time.monotonic() - start, done(command.out), 0.0, ()))
-    process.communicate()
     return process.returncode, samples
 
 

@@ -58,17 +58,21 @@ class Command:
             sys.executable, "-m", "medcam", "cohort", str(self.table), "--out", str(self.out), *fixed, *self.options,
         ]  # fmt: skip
 
-    def start(self, **settings: Any) -> subprocess.Popen[str]:
-        """Start it. Its folder for what it says is the trial's."""
-        return subprocess.Popen(
-            self.words(), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, env=environment(), **settings
-        )
+    def start(self, **settings: Any) -> subprocess.Popen[bytes]:
+        """Start it; what it and its workers say on standard error goes to a file beside its folder."""
+        with self._log().open("wb") as log:
+            return subprocess.Popen(self.words(), stdout=subprocess.DEVNULL, stderr=log, env=environment(), **settings)
 
     def run(self, **settings: Any) -> tuple[int, str]:
         """Run it to its end; return its exit code and what it said on standard error."""
-        process = self.start(**settings)
-        _, said = process.communicate()
-        return process.returncode, said.strip()
+        return self.start(**settings).wait(), self.said()
+
+    def said(self) -> str:
+        """Return what was said on standard error since it was started last."""
+        return self._log().read_text(errors="replace").strip()
+
+    def _log(self) -> Path:
+        return self.out.with_name(f"{self.out.name}.said.txt")
 
 
 def environment() -> dict[str, str]:
