@@ -20,7 +20,7 @@ from medcam.cohort.stored import plain_entry
 from medcam.cohort.working import Answer, Task, Work, WorkSetup, id_of, question_of
 from medcam.errors import OutputError, UsageError
 from medcam.whole_file import UNFINISHED
-from medcam.workers.jobs import Engine, Job, Outcome
+from medcam.workers.jobs import FAILED, Engine, Job, Outcome
 
 # What is to be done with a case: nothing; it was never done; it failed and is passed over, or tried again; its files changed, or what was
 # asked of it; what was written of it is gone or changed.
@@ -162,6 +162,7 @@ def run_cohort(cases: Cases, work: Work, run: Run, engine: Engine) -> bool:
             describe(work.out, _dataset_of(asked[0][1]))
         given: dict[str, Planned] = {}
         reached: list[str] = []
+        interrupted = False
 
         def jobs() -> Iterator[Job]:
             for row, task in asked:
@@ -181,6 +182,7 @@ def run_cohort(cases: Cases, work: Work, run: Run, engine: Engine) -> bool:
         try:
             for outcome in outcomes:
                 plan = given.pop(outcome.key)
+                interrupted |= outcome.attempts > 1 or outcome.kind not in (DONE, FAILED)
                 row = _row_of(plan, outcome)
                 _remove_stale(before.get(row.id), row, work.out)
                 manifest.put([row])
@@ -190,6 +192,9 @@ def run_cohort(cases: Cases, work: Work, run: Run, engine: Engine) -> bool:
             close = getattr(outcomes, "close", None)
             if close is not None:
                 close()
+        if interrupted:
+            # Workers that were killed left behind what they were writing.
+            _sweep(work.out)
         manifest.describe({"ended": True})
         return len(reached) == len(asked) and not given
 
