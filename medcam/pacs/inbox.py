@@ -102,6 +102,13 @@ class Inbox:
             found = rows.execute(f"{SELECT_SERIES} {where} order by arrived, uid", states).fetchall()
         return tuple(series_row(row) for row in found)
 
+    def released(self, peer: str) -> None:
+        """Note that a peer has ended an association in order: what it had to send, it has sent."""
+        with self._changing() as rows:
+            rows.execute(
+                "update series set released = 1 where peer = ? and state = 'received' and released = 0", (peer,)
+            )
+
     def content(self, series: str) -> tuple[str, tuple[Path, ...]]:
         """Return the digest of what lies here of a series, and its files."""
         with self._looking() as rows:
@@ -258,7 +265,10 @@ class Inbox:
     def _again(self, one: Arrival, at: float) -> str:
         with self._changing() as rows:
             if self._is_here(rows, one):
-                rows.execute("update series set arrived = ? where uid = ? and state = 'received'", (at, one.series))
+                rows.execute(
+                    "update series set arrived = ?, peer = ?, released = 0 where uid = ? and state = 'received'",
+                    (at, one.peer, one.series),
+                )
                 return "again"
         # Removed since we looked.
         return self.take(one, at=at)

@@ -28,6 +28,7 @@ create table if not exists series (
     first real not null,
     arrived real not null,
     due real not null default 0,
+    released integer not null default 0,
     tries integer not null default 0,
     version integer not null default 0,
     content text not null default '',
@@ -80,7 +81,7 @@ PUT_SERIES = """
 insert into series (uid, study, modality, peer, state, first, arrived, note, changed)
 values (:uid, :study, :modality, :peer, 'received', :at, :at, :note, :at)
 on conflict (uid) do update set
-    peer = excluded.peer, arrived = excluded.arrived, changed = excluded.changed, due = 0, words = '',
+    peer = excluded.peer, arrived = excluded.arrived, changed = excluded.changed, due = 0, released = 0, words = '',
     state = case when state = 'explaining' then state else 'received' end,
     note = case when excluded.note <> '' and state not in ('received', 'complete') then excluded.note else note end
 """
@@ -117,6 +118,8 @@ class SeriesRow:
     first, arrived, changed, due
         When its first and its last instance came, when it was last changed, and when it is to be looked at again at the earliest:
         seconds since 1970.
+    released
+        Whether the peer has ended an association in order since its last instance: it was not cut off, nor were we.
     tries, version
         How often it was begun to be explained, and how many results were made of different contents.
     content
@@ -137,6 +140,7 @@ class SeriesRow:
     arrived: float
     changed: float
     due: float
+    released: int
     tries: int
     version: int
     content: str

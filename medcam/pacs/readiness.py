@@ -14,9 +14,10 @@ class Pace:
     Parameters
     ----------
     settle_s
-        For so long no instance of a series has come, and no association of its peer is open.
+        For so long no instance of a series has come, its peer having left in order.
     give_up_s
-        So long after the last instance a series is tried though headers promise more, its peer is still there, or the reader finds a gap.
+        So long after the last instance a series is tried though headers promise more, its peer is still there or was cut off (and may come
+        again with the rest), or the reader finds a gap.
     """
 
     settle_s: float = 30.0
@@ -34,7 +35,7 @@ def complete_at(series: SeriesRow, pace: Pace, *, peer_is_here: bool, started: f
         When the node was started: whoever was sending then comes again.
     """
     due = max(series.arrived, started) + pace.settle_s
-    if series.missing or peer_is_here:
+    if series.missing or peer_is_here or not series.released:
         due = max(due, series.arrived + pace.give_up_s)
     return max(due, series.due)
 

@@ -15,7 +15,7 @@ import threading
 import time
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any, final
 
 from pynetdicom import _config, evt
@@ -75,6 +75,7 @@ class Receiver:
         own.add_supported_context(VERIFICATION)
         handlers: list[evt.EventHandlerType] = [
             (evt.EVT_REQUESTED, self._asked),
+            (evt.EVT_RELEASED, self._released),
             (evt.EVT_PDU_RECV, _pdu_came),
             (evt.EVT_DIMSE_RECV, _message_came),
             (evt.EVT_DIMSE_SENT, _message_answered),
@@ -127,6 +128,11 @@ class Receiver:
         self._say(f"refused an association from {guarded.visit.address}: {refusal.words}")
         event.assoc.acse.send_reject(refusal.result, refusal.source, refusal.reason)
         event.assoc.kill()
+
+    def _released(self, event: Any) -> None:
+        # If the disk is full, the series waits as if its peer had been cut off.
+        with suppress(OutputError):
+            self._inbox.released(_peer(event.assoc))
 
     def _store(self, event: Any) -> int:
         try:

@@ -15,7 +15,7 @@ from medcam.pacs.readiness import Pace, complete_at, why_again
 
 SERIES = SeriesRow(
     uid="1.2", study="1.1", modality="MR", peer="A@10.0.0.1", state="received", here=4, missing=0, removed=0, first=900.0,
-    arrived=1000.0, changed=1000.0, due=0.0, tries=0, version=0, content="", words="", note="",
+    arrived=1000.0, changed=1000.0, due=0.0, released=1, tries=0, version=0, content="", words="", note="",
 )  # fmt: skip
 PACE = Pace(settle_s=30.0, give_up_s=600.0)
 
@@ -80,6 +80,7 @@ def test_a_series_is_complete_once_it_is_quiet_and_its_peer_has_left() -> None:
     assert complete_at(SERIES, PACE, peer_is_here=False, started=0.0) == 1030.0
     assert complete_at(SERIES, PACE, peer_is_here=True, started=0.0) == 1600.0
     assert complete_at(replace(SERIES, missing=2), PACE, peer_is_here=False, started=0.0) == 1600.0
+    assert complete_at(replace(SERIES, released=0), PACE, peer_is_here=False, started=0.0) == 1600.0
     # Whoever sent when the node was killed gets time to come again.
     assert complete_at(SERIES, PACE, peer_is_here=False, started=1500.0) == 1530.0
     assert complete_at(replace(SERIES, due=1700.0), PACE, peer_is_here=False, started=0.0) == 1700.0

@@ -157,6 +157,20 @@ def test_images_go_and_the_series_stays_known(inbox: Inbox) -> None:
     assert (series.state, series.here, series.removed) == ("received", 1, 3)
 
 
+def test_whether_a_peer_left_in_order_is_known_after_a_restart(inbox: Inbox) -> None:
+    given = arrivals(2)
+    inbox.take(given[0], at=1.0)
+    inbox.released("OTHER@127.0.0.1")
+    assert inbox.series()[0].released == 0
+    inbox.released(given[0].peer)
+    assert Inbox(inbox.folder).series()[0].released == 1
+    inbox.take(given[1], at=2.0)
+    assert inbox.series()[0].released == 0
+    inbox.released(given[0].peer)
+    inbox.take(given[1], at=3.0)
+    assert inbox.series()[0].released == 0
+
+
 def test_headers_that_promise_more_instances_are_counted_by_acquisition(inbox: Inbox) -> None:
     for seed, tags in (("a", {"ImagesInAcquisition": "5", "AcquisitionNumber": "1"}), ("b", {"ImagesInAcquisition": "2"}),
                        ("c", {"NumberOfSeriesRelatedInstances": "3"}), ("d", {"ImagesInAcquisition": None})):  # fmt: skip
