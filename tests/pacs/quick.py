@@ -1,6 +1,6 @@
 """A node with a quick stand-in for a network, in this process or in one of its own that can be killed.
 
-The stand-in writes one Secondary Capture a series, whose UID is made of the series' content, as medcam's results are. A series may ask by its
+The stand-in writes one Secondary Capture a series, its UID made of the series' content, as in medcam's results. A series may ask by its
 description for what goes wrong in a worker.
 """
 
@@ -149,7 +149,7 @@ def node_here(asked: Settings, engine: Engine | None = None) -> Iterator[Here]:
     def work() -> None:
         try:
             listen(asked, engine or inline(), here.stop, say=here.said.append, at_port=at_port)
-        except BaseException as error:
+        except BaseException as error:  # noqa: BLE001
             troubles.append(error)
             ready.set()
 

@@ -23,7 +23,7 @@ from medcam.pacs.listening import tidy
 from medcam.pacs.node_status import status_of
 from medcam.pacs.series_job import Explaining
 from medcam.workers.local import local
-from pacs.quick import Apart, Here, node_here, result_uid, settings
+from pacs.quick import Apart, node_here, result_uid, settings
 from pacs.servers import Orthanc, free_port, tool, wait_for_port
 from pacs.test_faults import Node as Archive
 from pacs.test_receiving import hammered, stored
