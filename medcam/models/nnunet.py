@@ -3,9 +3,9 @@
     Dataset004_Hippocampus/nnUNetTrainer__nnUNetPlans__3d_fullres/
         plans.json  dataset.json  fold_0/checkpoint_final.pth ... fold_4/
 
-The network is what nnUNetPredictor builds; of several folds the mean, as it predicts. Preprocessing (axes transposed, empty margins cropped,
-intensities normalised, voxels resampled) is the plans' own preprocessor; medcam follows where each voxel went, so that a heatmap finds
-back. Windows are nnU-Net's.
+The network is what nnUNetPredictor builds; of several folds the mean, as it predicts. Preprocessing (axes transposed, empty margins
+cropped, intensities normalised, voxels resampled) is the plans' own preprocessor; medcam follows where each voxel went, so that a heatmap
+finds back. Windows are nnU-Net's.
 """
 
 from __future__ import annotations
