@@ -108,7 +108,7 @@ def contours(mask: Bool[np.ndarray, "y x"]) -> Contours:
         *((x.start - 1, y.start - 1, x.stop + 1, y.stop + 1) for y, x in holes),
     ]
     height, width = mask.shape
-    found = np.array(boxes, np.int64).reshape(-1, 4) + [left - 1, top - 1, left - 1, top - 1]
+    found = np.array(boxes, np.int64).reshape(-1, 4) + np.array([left - 1, top - 1, left - 1, top - 1])
     return Contours(np.minimum(found, [width, height, width - 1, height - 1]), *_largest(labels, pieces))
 
 
