@@ -32,7 +32,7 @@ def local(
     devices
         The devices that workers have to themselves, in turn: 'cuda:0', 'cuda:1'.
     threads
-        How many threads compute in each worker; None to divide the processors among the workers.
+        How many threads compute in each worker; None for what OMP_NUM_THREADS says, or to divide the processors among the workers.
     limit_s
         How long a job may be worked on; None for ever. The worker of one that takes longer is ended, and the job's outcome is 'late'.
     tries
@@ -49,7 +49,7 @@ def local(
     """
     processors = _processors()
     count = (len(devices) or max(1, processors // 2)) if workers is None else workers
-    each = max(1, processors // max(1, count)) if threads is None else threads
+    each = (_threads_asked() or max(1, processors // max(1, count))) if threads is None else threads
     for name, value in (("workers", count), ("threads", each), ("tries", tries)):
         if not isinstance(value, int) or value < 1:
             raise UsageError(f"{name} is a whole number of at least 1, not {value!r}")
@@ -66,6 +66,12 @@ def local(
             watch.close()
 
     return run
+
+
+def _threads_asked() -> int:
+    """Return how many threads the environment asks for, 0 if it does not."""
+    asked = os.environ.get("OMP_NUM_THREADS", "")
+    return int(asked) if asked.isdecimal() else 0
 
 
 def _processors() -> int:

@@ -130,6 +130,14 @@ def test_workers_have_their_devices_in_turn_and_the_processors_divided(tmp_path:
     assert {mark.split("-")[1] for mark in marks(tmp_path, "threads")} == {"3"}
 
 
+def test_threads_are_as_many_as_the_environment_asks_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", "5")
+    list(local(workers=1)(jobs({}), Obedient(str(tmp_path), setup="threads")))
+    monkeypatch.delenv("OMP_NUM_THREADS")
+    list(local(workers=4096)(jobs({}), Obedient(str(tmp_path), setup="threads")))
+    assert {mark.split("-")[1] for mark in marks(tmp_path, "threads")} == {"5", "1"}
+
+
 def test_no_more_workers_are_started_than_there_are_jobs(tmp_path: Path) -> None:
     list(local(workers=5)(jobs({}, {}), Obedient(str(tmp_path))))
     assert len(marks(tmp_path, "setup")) <= 2
