@@ -12,6 +12,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from medcam.cohort.bids import describe
+from medcam.cohort.found import write_found
 from medcam.cohort.layouts import spots
 from medcam.cohort.manifest import DONE, WAITING, Manifest, Row, read_manifest
 from medcam.cohort.results import Entry
@@ -54,11 +55,19 @@ class Cases:
         The folder that the names of images are relative to.
     notes
         What was left out, in sentences.
+    found
+        Whether they were found in a folder, so that a table of them is of use.
     """
 
     cases: tuple[Case, ...]
     root: Path = field(repr=False)
     notes: tuple[str, ...] = ()
+    found: bool = False
+
+    def numbered(self) -> tuple[Entry, ...]:
+        """Return the rows of all cases, patients by number in the order of the cases."""
+        numbers = {name: n for n, name in enumerate(dict.fromkeys(case.entry.patient for case in self.cases), 1)}
+        return tuple(replace(case.entry, patient=f"patient {numbers[case.entry.patient]}") for case in self.cases)
 
 
 @dataclass(frozen=True)
@@ -158,6 +167,8 @@ def run_cohort(cases: Cases, work: Work, run: Run, engine: Engine) -> bool:
         if not about.get("ended", True):
             _sweep(work.out)
         manifest.describe({"ended": False})
+        if cases.found:
+            write_found(cases.numbered(), work.out)
         if work.layout == "bids" and asked:
             describe(work.out, _dataset_of(asked[0][1]))
         given: dict[str, Planned] = {}
@@ -206,12 +217,11 @@ def _asked(cases: Cases, work: Work, shard: Shard, settings: Mapping[str, Any]) 
     method = str(work.asked.explaining.get("method") or "grad-cam")
     named = dict(zip(ids, images, strict=True))
     placed = spots(named, layout=work.layout, root=cases.root, method=method)
-    numbers = {name: n for n, name in enumerate(dict.fromkeys(case.entry.patient for case in cases.cases), 1)}
-    for id_, case in zip(ids, cases.cases, strict=True):
+    for id_, case, numbered in zip(ids, cases.cases, cases.numbered(), strict=True):
         if shard.holds(id_):
-            entry, number = case.entry, numbers[case.entry.patient]
+            entry, number = case.entry, int(numbered.patient.split()[1])
             question = question_of(settings, entry, placed[id_])
-            plain = plain_entry(replace(entry, patient=f"patient {number}"), work.out)
+            plain = plain_entry(numbered, work.out)
             row = Row(id_, entry.line, entry.case, number, entry.target, plain, question=question)
             yield row, Task(id_, entry, case.series, placed[id_], question)
 
@@ -301,8 +311,7 @@ def _sweep(out: Path) -> None:
 
 def _about(cases: Cases, settings: Mapping[str, Any], run: Run) -> dict[str, Any]:
     """Return what the manifest says of the run as a whole."""
-    numbers = {name: n for n, name in enumerate(dict.fromkeys(case.entry.patient for case in cases.cases), 1)}
-    whole = [[id_of(case.entry), case.entry.line, numbers[case.entry.patient]] for case in cases.cases]
+    whole = [[id_of(entry), entry.line, entry.patient] for entry in cases.numbered()]
     return {
         "settings": settings,
         "shard": [run.shard.number, run.shard.of],

@@ -95,6 +95,7 @@ def _of_bids(root: Path, suffix: str | None, datatype: str | None, volume: int |
             for line, (name, path) in enumerate(chosen, _FIRST_LINE)
         ),
         root,
+        found=True,
     )
 
 
@@ -118,7 +119,7 @@ def _of_folder(root: Path, volume: int | None) -> Cases:
         told = f": {' '.join(notes)}" if notes else ""
         raise InputError(f"{root.name} holds no image that medcam explains{told}")
     numbered = (Case(_at(case.entry, line), case.series, case.name) for line, case in enumerate(cases, _FIRST_LINE))
-    return Cases(tuple(numbered), root, notes)
+    return Cases(tuple(numbered), root, notes, found=True)
 
 
 def _explainable(

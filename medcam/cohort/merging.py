@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from medcam.cohort.found import FOUND, write_found
 from medcam.cohort.manifest import DONE, WAITING, Manifest, Row, read_manifest
 from medcam.cohort.seen import record, verified
 from medcam.cohort.stored import entry_of, plain_entry, store_case, stored_case
@@ -119,6 +120,9 @@ def merge(found: Sequence[Part], out: Path) -> Merged:
             rows |= {row.id: row for row in moved}
         manifest.drop(manifest.rows().keys() - rows.keys())
         manifest.describe(about)
+    if (found[0].folder / FOUND).is_file():
+        ordered = sorted(rows.values(), key=lambda row: (row.line, row.id))
+        write_found((entry_of(row.entry, out) for row in ordered), out)
     for name in _OF_DATASET:
         if (found[0].folder / name).is_file():
             _placed(found[0].folder / name, out / name)

@@ -132,6 +132,10 @@ def test_series_of_an_archive_are_cases_that_name_no_patient(archive: Path, tmp_
         if path.name != "cases.parquet":
             content = path.read_bytes()
             assert not any(word.encode() in content for word in secrets), path.name
+    assert [case.entry.case for case in cases_in(out / "found.csv", with_model=True).cases] == [
+        case.entry.case for case in found.cases
+    ]
+    assert {case.entry.patient for case in cases_in(out / "found.csv", with_model=True).cases} == {"patient 1"}
     sidecar = next(path for path in files if path.name.endswith("gradcam.json"))
     assert json.loads(sidecar.read_text())["recipe"]["inputs"][0] in {
         read(archive, series=case.entry.series).source.sha256 for case in found.cases
@@ -161,6 +165,11 @@ def test_a_folder_of_images_gives_each_by_its_path_and_leaves_out_what_medcam_wr
     root = tmp_path / "data"
     study(root, 2)
     assert run(root, root / "out", "--formats", "nifti") == 0
+    joined = [str(tmp_path / f"shard{n}") for n in (1, 2)]
+    for n, folder in enumerate(joined, 1):
+        assert run(root, Path(folder), "--formats", "nifti", "--shard", f"{n}/2") == 0
+    assert main(["merge", *joined, "--out", str(tmp_path / "joined")]) == 0
+    assert (tmp_path / "joined/found.csv").read_text().replace("data/", "") == (root / "out/found.csv").read_text()
     again = cases_in(root, with_model=True)
     assert [case.entry.case for case in again.cases] == ["site0/scan0", "site1/scan1"]
     assert (root / "out/heatmaps/site0/scan0_gradcam.nii.gz").is_file()
