@@ -27,7 +27,7 @@ MAY_KNOW = {
     "render": {"geometry", "volume", "recipe", "whole_file"},
     "formats": {"geometry", "volume", "recipe", "render", "whole_file", "options"},
     "report": {"geometry", "volume", "recipe", "render", "formats", "whole_file", "validate", "cohort"},
-    "pacs": {"formats", "whole_file", "pipeline", "models", "volume", "workers"},
+    "pacs": {"formats", "whole_file", "pipeline", "models", "engine", "volume", "workers", "options"},
     "prepare": {"geometry", "volume", "steps"},
     "validate": {"geometry", "occupancy", "volume"},
     "workers": set(),

@@ -315,16 +315,16 @@ def _peers(options: Namespace) -> tuple[Peer, ...]:
 
 
 def _explaining(options: Namespace) -> Explaining:
-    from medcam.engine.methods import method_named
     from medcam.formats import WRITERS
-    from medcam.options import chosen, listed
+    from medcam.options import listed
     from medcam.pacs.series_job import Explaining
 
-    method_named(options.method)  # a slip is told before anything long
-    names = [chosen(each, WRITERS, kind="format").name for each in listed(options.formats)]
-    if not names or any(not each.startswith("dicom-") for each in names):
+    # By name alone: the formats themselves, and methods, are looked at where they are loaded, in the worker.
+    names = [each.partition("(")[0].strip() for each in listed(options.formats)]
+    if not names or any(not each.startswith("dicom-") or each not in WRITERS for each in names):
         raise UsageError(
-            f"--formats takes those that begin with 'dicom-' here, since only DICOM can be sent, not '{options.formats}'"
+            f"--formats takes {', '.join(each for each in WRITERS if each.startswith('dicom-'))} here, since only DICOM can be sent, "
+            f"not '{options.formats}'"
         )
     same = ("target", "method", "output", "fuse", "flips", "seed", "score", "activation", "exact")
     how: dict[str, Any] = {name: getattr(options, name) for name in same}

@@ -59,8 +59,15 @@ class Explaining:
 
     def __call__(self, place: Place) -> Stages:
         """Return what is done with each series."""
+        from medcam.engine.methods import method_named
+        from medcam.formats import WRITERS
         from medcam.models import load_model
+        from medcam.options import chosen, listed
 
+        # A slip ends the node at once, and not one series after the other.
+        method_named(str(self.how.get("method", "grad-cam")))
+        for each in listed(self.formats):
+            chosen(each, WRITERS, kind="format")
         model = load_model(
             self.model, factory=self.factory, preprocessing=self.preprocessing, trust_code=self.trust_code, device=self.device, say=_tell
         )  # fmt: skip

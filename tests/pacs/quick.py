@@ -24,6 +24,7 @@ from pydicom import Dataset
 from pydicom.dataset import FileMetaDataset
 from pydicom.uid import ExplicitVRLittleEndian, SecondaryCaptureImageStorage
 
+from medcam.errors import ModelError
 from medcam.pacs.admission import Guests, Limits
 from medcam.pacs.forwarding import Forwarding
 from medcam.pacs.inbox import Inbox
@@ -43,6 +44,14 @@ class Quick:
 
     def __call__(self, place: Place) -> Stages:
         return Stages(_read, _compute, _write)
+
+
+@dataclass(frozen=True)
+class Broken:
+    """Cannot be loaded."""
+
+    def __call__(self, place: Place) -> Stages:
+        raise ModelError("there is no such network")
 
 
 def _read(folder: str) -> tuple[Path, list[Dataset]] | Made:

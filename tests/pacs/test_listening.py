@@ -13,6 +13,7 @@ from typing import Any
 
 import pydicom
 import pytest
+from damaged_associations import hammer
 from pydicom.uid import ExplicitVRLittleEndian, MRImageStorage, SecondaryCaptureImageStorage, generate_uid
 from pynetdicom import AE, build_context
 
@@ -23,10 +24,10 @@ from medcam.pacs.listening import tidy
 from medcam.pacs.node_status import status_of
 from medcam.pacs.series_job import Explaining
 from medcam.workers.local import local
-from pacs.quick import Apart, node_here, result_uid, settings
+from pacs.quick import Apart, Broken, node_here, result_uid, settings
 from pacs.servers import Orthanc, free_port, tool, wait_for_port
 from pacs.test_faults import Node as Archive
-from pacs.test_receiving import hammered, stored
+from pacs.test_receiving import stored
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore:unclosed <:ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning"
@@ -225,8 +226,8 @@ def test_only_one_node_works_on_a_folder_and_at_a_port_and_a_network_that_cannot
             pass
         assert status_of(asked.folder).running
     assert not status_of(asked.folder).running
-    bad = settings(tmp_path / "bad", "dicom://NODE@127.0.0.1:104", explaining=Explaining("no-such-model"))
-    with pytest.raises(ModelError, match="no-such-model"), node_here(bad) as here:
+    bad = settings(tmp_path / "bad", "dicom://NODE@127.0.0.1:104", explaining=Broken())
+    with pytest.raises(ModelError, match="no such network"), node_here(bad) as here:
         assert here.stop.wait(20)
 
 
@@ -293,7 +294,7 @@ def _trial(node: Apart, given: list[list[Path]], orthanc: Orthanc, *, at_once: i
             send_until_taken(node.port, paths, f"SENDER{n % at_once}", acknowledged, lock)
 
     senders = [threading.Thread(target=worker) for _ in range(at_once)]
-    fuzzing = threading.Thread(target=hammered, args=(node.port, fuzz, 3))
+    fuzzing = threading.Thread(target=hammer, args=(node.port, fuzz), kwargs={"seed": 3})
     for each in (*senders, fuzzing):
         each.start()
     for n in range(kills):
