@@ -82,9 +82,7 @@ def _add_receiving(listen: ArgumentParser) -> None:
     add_("--aet", metavar="AET", default="MEDCAM", help="our AE title, by which we must be called (default: MEDCAM)")
     add_("--port", metavar="N", default="11112", help="where we listen (default: 11112)")
     add_("--host", metavar="ADDRESS", help="of this machine, to listen at (default: all, or 127.0.0.1 without --from)")
-    add_(
-        "--from", dest="guests", metavar="NET[,NET]", help="who may send: addresses or networks (default: this machine)"
-    )
+    add_("--from", metavar="NET[,NET]", help="who may send: addresses or networks (default: this machine)")
     add_("--allow", metavar="AET[,AET]", help="AE titles that may call us (default: any)")
     add_("--serve-cert", metavar="PEM", help="our certificate as a server: TLS is spoken, and nothing else")
     add_("--serve-key", metavar="PEM", help="its key, without a password")
@@ -149,7 +147,7 @@ def _add_explaining(listen: ArgumentParser) -> None:
 def _add_sending(listen: ArgumentParser) -> None:
     add_ = listen.add_argument
     add_("--send-to", metavar="ADDRESS[,ADDRESS]", help="where results go, as `medcam send --to` takes it")
-    add_("--as", dest="calling", metavar="AET", help="our AE title when we send (default: that of --aet)")
+    add_("--as", metavar="AET", help="our AE title when we send (default: that of --aet)")
     add_("--commit", action="store_true", help="ask destinations to promise that they keep what they stored")
     add_("--commit-port", metavar="PORT", help="where we listen for that promise")
     add_("--tls", action="store_true", help="speak TLS to a dicom:// address")
@@ -248,7 +246,7 @@ def _settings(options: Namespace, folder: Path) -> Settings:
     return Settings(
         folder=folder,
         guests=_guests(options),
-        host=options.host or ("" if options.guests else "127.0.0.1"),
+        host=options.host or ("" if vars(options)["from"] else "127.0.0.1"),
         port=_whole("--port", options.port, most=65535),
         peers=_peers(options),
         explaining=_explaining(options),
@@ -269,7 +267,8 @@ def _guests(options: Namespace) -> Guests:
     from medcam.pacs.peers import aet
 
     titles = frozenset(aet(each) for each in (options.allow or "").split(",") if each.strip())
-    return Guests(aet(options.aet), titles, networks(options.guests.split(",")) if options.guests else HERE)
+    named = vars(options)["from"]
+    return Guests(aet(options.aet), titles, networks(named.split(",")) if named else HERE)
 
 
 def _limits(options: Namespace) -> Limits:
@@ -304,7 +303,7 @@ def _peers(options: Namespace) -> tuple[Peer, ...]:
     texts = [each.strip() for each in (options.send_to or "").split(",") if each.strip()]
     if not texts:
         raise UsageError("--send-to is missing: dicom://AET@host:port, or the address of a DICOMweb service")
-    calling = options.calling or options.aet
+    calling = vars(options)["as"] or options.aet
     try:
         found = tuple(_peer(Namespace(**{**vars(options), "to": each, "calling": calling})) for each in texts)
     except UsageError as error:

@@ -64,7 +64,7 @@ class Limits:
     opening_s
         How long a connection may take to become an association (ARTIM), TLS included.
     message_s
-        How long one PDU may take to arrive, from its first byte.
+        How long one PDU may take to arrive, from its first byte, and a message of several besides the time that its bytes take.
     """
 
     instance_bytes: int = 512 << 20

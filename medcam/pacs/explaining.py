@@ -104,7 +104,7 @@ class Explainer:
         (place / RESULTS).mkdir()
         try:
             for path in files:
-                os.link(path, place / IMAGES / path.name)
+                _link(path, place / IMAGES / path.name)
         except FileNotFoundError:
             return False  # another content has come, and with it another moment
         return True
@@ -157,3 +157,12 @@ class Explainer:
 
     def _place(self, uid: str) -> Path:
         return self.work / hashlib.sha256(uid.encode()).hexdigest()[:40]
+
+
+def _link(path: Path, to: Path) -> None:
+    try:
+        os.link(path, to)
+    except FileNotFoundError:
+        raise
+    except OSError:
+        shutil.copyfile(path, to)  # a disk that knows no links

@@ -28,6 +28,8 @@ _LARGEST_PDU_BYTES = 1 << 20
 # A command comes with its data; what is beyond an instance's own bytes.
 _BESIDES_BYTES = 1 << 20
 _CHUNK_BYTES = 1 << 18
+# A line slower than this is not expected to carry images.
+_SLOWEST_BYTES_PER_S = 50_000
 
 
 class GuardedSocket(AssociationSocket):
@@ -38,6 +40,7 @@ class GuardedSocket(AssociationSocket):
         self._limits = limits
         self.visit = visit
         self._message_bytes = 0
+        self._since = 0.0
         self.serving = False
         client_socket.settimeout(limits.message_s)
         # Answers are small, and the peer waits for each.
@@ -61,11 +64,16 @@ class GuardedSocket(AssociationSocket):
         OSError
             If they are more than a PDU or an instance may have, or do not come in time. pynetdicom then closes the connection.
         """
+        now = time.monotonic()
+        if not self._message_bytes:
+            self._since = now
         self._message_bytes += nr_bytes
         if nr_bytes > _LARGEST_PDU_BYTES or self._message_bytes > self._limits.instance_bytes + _BESIDES_BYTES:
             raise OSError("the peer sends more than is taken")
         content = bytearray()
-        end = time.monotonic() + self._limits.message_s
+        # A message may be larger than a PDU, and has its time; many small PDUs are no way to more.
+        message_end = self._since + self._limits.message_s + self._message_bytes / _SLOWEST_BYTES_PER_S
+        end = min(now + self._limits.message_s, message_end)
         while len(content) < nr_bytes:
             if time.monotonic() > end:
                 raise TimeoutError("the peer sends too slowly")
@@ -183,10 +191,11 @@ class Visit:
 
     def enter(self, calling: str, called: str) -> Refusal | None:
         """Let the association in, or say why not."""
-        self._name()
         refusal = self._door.enter(calling, called, self.address)
         if refusal is None:
+            self._name()
             self._calling = calling
+        # Else it still counts as one that may not stay.
         return refusal
 
     def end(self) -> None:

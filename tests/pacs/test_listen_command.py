@@ -76,6 +76,13 @@ def test_options_become_settings() -> None:
     assert made.peers[0].calling == "SENDER"
 
 
+def test_a_configuration_file_may_hold_any_option(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    values = {"from": ["10.0.0.0/8", "nowhere"], "as": "SENDER", "model": "demo-mri", "send-to": TO, "derived": True}
+    (tmp_path / "listen.yaml").write_text(json.dumps(values))
+    assert main(["listen", "--config", str(tmp_path / "listen.yaml"), "--folder", str(tmp_path)]) == 2
+    assert "not 'nowhere'" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("words", "told"),
     [

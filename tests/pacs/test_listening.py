@@ -22,8 +22,11 @@ from medcam.errors import ModelError, UsageError
 from medcam.pacs.inbox import Inbox
 from medcam.pacs.listening import tidy
 from medcam.pacs.node_status import status_of
+from medcam.pacs.peers import Peer, destination
 from medcam.pacs.series_job import Explaining
+from medcam.pacs.spool import Spool
 from medcam.workers.local import local
+from pacs import servers
 from pacs.quick import Apart, Broken, node_here, result_uid, settings
 from pacs.servers import Orthanc, free_port, tool, wait_for_port
 from pacs.test_faults import Node as Archive
@@ -169,6 +172,23 @@ def test_a_destination_that_is_down_is_tried_until_it_is_there(tmp_path: Path) -
         here.until("sent")
         server.server.shutdown()  # type: ignore[union-attr]
         assert server.asked == expected(paths)
+
+
+@pytest.mark.slow
+def test_a_result_that_is_to_be_kept_is_done_when_the_archive_promises_it(tmp_path: Path) -> None:
+    port = free_port()
+    keeper = servers.orthanc(tmp_path / "keeper", {"DicomModalities": {"us": ["MEDCAM", "127.0.0.1", port]}})
+    keeper.start()
+    try:
+        peer = Peer(destination(keeper.node), timeout_s=5.0, commitment_port=port)
+        with node_here(settings(tmp_path / "queue", peers=(peer,))) as here:
+            assert stored(here.port, series(tmp_path)) == [0] * 4
+            here.until("sent")
+        (entry,) = Spool(tmp_path / "queue" / "spool").entries()
+        assert entry.state == "committed"
+        assert list((tmp_path / "queue" / "spool" / "files").iterdir()) == []
+    finally:
+        keeper.kill()
 
 
 @pytest.mark.parametrize(("code", "times", "words"), [(0xC001, 1, "cannot understand"), (0xA700, 3, "tried 3 times")])

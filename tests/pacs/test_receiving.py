@@ -90,6 +90,15 @@ def stored(port: int, paths: list[Path], *, calling: str = "TESTER") -> list[int
     return found
 
 
+def drips(connection: socket.socket) -> bool:
+    """Send one more byte of a message without end, and tell whether anybody takes it."""
+    try:
+        connection.sendall(data(b"x"))
+    except OSError:
+        return False
+    return True
+
+
 def until(true: Callable[[], bool], *, within_s: float = 10.0) -> None:
     end = time.monotonic() + within_s
     while not true():
@@ -219,6 +228,9 @@ def test_whoever_hangs_is_hung_up_on(tmp_path: Path) -> None:
         before = threading.active_count()
         hanging = [stack.enter_context(connection(here.port)) for _ in range(4)]
         hanging[1].sendall(request()[:60])
+        # One sends without end, little by little: each PDU is in time, and the message never whole.
+        stack.enter_context(dripping := connection(here.port)).sendall(request())
+        assert dripping.recv(1 << 16)
         for each, more in ((hanging[2], b""), (hanging[3], half)):
             each.sendall(request())
             assert each.recv(1 << 16)
@@ -231,6 +243,7 @@ def test_whoever_hangs_is_hung_up_on(tmp_path: Path) -> None:
                         break
                 except ConnectionResetError:
                     break
+        until(lambda: not drips(dripping))
         assert time.monotonic() - start < 8
         until(lambda: threading.active_count() <= before)
         assert here.receiver.door.open_peers() == frozenset()
