@@ -274,9 +274,9 @@ def _class_names(dataset: Mapping[str, Any], labels: Any) -> tuple[str, ...]:
 def _notes(home: Path, names: Sequence[str], mirrored: Sequence[int] | None, dims: int) -> Iterator[str]:
     others = sorted(p.name for p in home.glob("fold_*") if p.name not in (*names, "fold_all") and _checkpoint_in(p))
     if others and names != ("fold_all",):
-        yield f"nnU-Net predicts with the mean of its folds; this explains {names[0]} alone, without {', '.join(others)}"
+        yield f"The mean of its folds is what nnU-Net predicts with; this explains {names[0]} alone, without {', '.join(others)}"
     if mirrored:
-        yield "nnU-Net also averages its prediction over mirrored windows; this explains the windows as they are"
+        yield "Mirrored windows, over which nnU-Net averages its prediction, too, were not looked at"
     if dims == 2:
         yield "Of a volume nnU-Net crops and normalises all slices together; this network is shown one, which stands alone"
 
