@@ -29,6 +29,7 @@ from torch import Tensor, nn
 
 from medcam.errors import ModelError, UsageError
 from medcam.models.checkpoints import TRUST_MEANS
+from medcam.models.slicewise import slicewise
 from medcam.models.user_code import first_line, nearest
 
 _CHECKPOINTS = ("checkpoint_final.pth", "checkpoint_best.pth")
@@ -102,6 +103,10 @@ def load_nnunet(path: Path, *, trust_code: bool, say: Callable[[str], None]) -> 
         channels = _input_channels(predictor, dataset)
         names = tuple(checkpoint.parent.name for checkpoint in checkpoints)
         network = _network(predictor, names)
+        # A 2D network trained on volumes goes through them slice by slice; one trained on films sees films.
+        through = len(sides) == 2 and predictor.plans_manager.original_median_shape_after_transp[0] > 1
+        if through:
+            network, sides = slicewise(network), [1, *sides]
     return NnunetFolder(
         network=network.eval(),
         name=" ".join((home.name, *names)),
@@ -110,11 +115,10 @@ def load_nnunet(path: Path, *, trust_code: bool, say: Callable[[str], None]) -> 
         preprocessing=NnunetPreprocessing(predictor.plans_manager, settings, dataset),
         input_channels=channels,
         spatial_dims=len(sides),
-        # What nnUNetPredictor does by default: half a window's step, a Gaussian of an eighth of its side.
-        windows={"roi_size": sides, "overlap": 0.5, "mode": "gaussian", "sigma_scale": 0.125, "rule": "nnunet"},
+        windows=_windows(sides, through),
         activation="sigmoid" if labels.has_regions else None,
         members=names if len(names) > 1 else (),
-        notes=tuple(_notes(home, names, predictor.allowed_mirroring_axes, len(sides))),
+        notes=tuple(_notes(home, names, predictor.allowed_mirroring_axes)),
     )
 
 
@@ -134,7 +138,7 @@ class NnunetPreprocessing:
         Raises
         ------
         UsageError
-            If the image is empty, or is a volume and the configuration 2D.
+            If the image is empty.
         """
         if self._plans.plans["image_reader_writer"] == "NibabelIOWithReorient":
             img = Orientation("RAS", labels=(("L", "R"), ("P", "A"), ("I", "S")))(img)
@@ -257,6 +261,12 @@ def _network(predictor: Any, names: Sequence[str]) -> nn.Module:
     return MeanOfFolds(folds)
 
 
+def _windows(sides: Sequence[int], through: bool) -> dict[str, Any]:
+    """Return what nnUNetPredictor does by default: half a window's step within slices, a Gaussian of an eighth of its side."""
+    overlap = [0.0, 0.5, 0.5] if through else [0.5] * len(sides)
+    return {"roi_size": sides, "overlap": overlap, "mode": "gaussian", "sigma_scale": 0.125, "rule": "nnunet"}
+
+
 def _input_channels(predictor: Any, dataset: Mapping[str, Any]) -> int:
     from nnunetv2.utilities.label_handling.label_handling import determine_num_input_channels
 
@@ -271,14 +281,12 @@ def _class_names(dataset: Mapping[str, Any], labels: Any) -> tuple[str, ...]:
     return tuple(sorted(named, key=lambda name: int(np.atleast_1d(named[name])[0])))
 
 
-def _notes(home: Path, names: Sequence[str], mirrored: Sequence[int] | None, dims: int) -> Iterator[str]:
+def _notes(home: Path, names: Sequence[str], mirrored: Sequence[int] | None) -> Iterator[str]:
     others = sorted(p.name for p in home.glob("fold_*") if p.name not in (*names, "fold_all") and _checkpoint_in(p))
     if others and names != ("fold_all",):
         yield f"The mean of its folds is what nnU-Net predicts with; this explains {names[0]} alone, without {', '.join(others)}"
     if mirrored:
         yield "Mirrored windows, over which nnU-Net averages its prediction, too, were not looked at"
-    if dims == 2:
-        yield "Of a volume nnU-Net crops and normalises all slices together; this network is shown one, which stands alone"
 
 
 def _digest(home: Path, files: Sequence[Path]) -> str:

@@ -18,7 +18,7 @@ MIRRORED = (0, 1, 2)
 
 def plans(
     *, transpose_forward: tuple[int, ...] = (0, 1, 2), spacing: tuple[float, ...] = (2.5, 1.5, 1.2), channels: int = 1,
-    patch: tuple[int, ...] = PATCH, reader: str = "SimpleITKIO",
+    patch: tuple[int, ...] = PATCH, reader: str = "SimpleITKIO", films: bool = False,
 ) -> dict[str, Any]:  # fmt: skip
     """What nnUNetv2_plan_experiment writes, for a network of two stages."""
     dims = len(patch)
@@ -57,7 +57,7 @@ def plans(
     }
     return {
         "dataset_name": "Dataset777_Phantom", "plans_name": "nnUNetPlans", "original_median_spacing_after_transp": list(spacing),
-        "original_median_shape_after_transp": list(patch), "image_reader_writer": reader,
+        "original_median_shape_after_transp": [1 if films else 20, *patch[-2:]], "image_reader_writer": reader,
         "transpose_forward": list(transpose_forward), "transpose_backward": np.argsort(transpose_forward).tolist(),
         "configurations": {"3d_fullres" if dims == 3 else "2d": configuration}, "experiment_planner_used": "ExperimentPlanner",
         "label_manager": "LabelManager",

@@ -23,6 +23,7 @@ from medcam.engine.windows import Windows, windowed_relevances
 from medcam.errors import ModelError, UsageError
 from medcam.geometry import Grid, resample
 from medcam.models.nnunet import is_nnunet
+from medcam.models.slicewise import slicewise
 from medcam.pipeline import explain_all
 from medcam.prepare import prepare
 
@@ -232,7 +233,7 @@ def test_labels_have_names_and_regions_are_sigmoids(nnunet: Any, tmp_path: Path)
 
 def test_a_film_goes_through_a_2d_configuration(nnunet: Any, tmp_path: Path) -> None:
     home = write_folder(
-        tmp_path, plans(patch=(16, 20), spacing=(1.0, 1.0), reader="NaturalImage2DIO"), file_ending=".png"
+        tmp_path, plans(patch=(16, 20), spacing=(1.0, 1.0), reader="NaturalImage2DIO", films=True), file_ending=".png"
     )  # fmt: skip
     film = np.random.default_rng(1).integers(1, 60, (37, 45), dtype=np.uint8)
     film[20:28, 6:15] += 150
@@ -248,7 +249,37 @@ def test_a_film_goes_through_a_2d_configuration(nnunet: Any, tmp_path: Path) -> 
     )
     heatmap = medcam.explain(volume, model, target="lesion")
     assert heatmap.relevance.shape == volume.grid.shape
-    assert any("stands alone" in note for note in heatmap.notes)
+    assert heatmap.peak() is not None
+
+
+def test_a_2d_configuration_goes_through_a_volume_slice_by_slice(
+    nnunet: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    home = write_folder(tmp_path, plans(patch=(16, 20), spacing=(1.5, 1.2), transpose_forward=(1, 0, 2)))
+    model = medcam.load_model(home, trust_code=True)
+    assert model.windows is not None
+    assert (model.spatial_dims, model.windows["roi_size"]) == (3, [1, 16, 20])
+    volume = medcam.read(stored(tmp_path))
+    ready = prepare([volume], model.preprocessing, spatial_dims=3)
+    made = predictor(nnunet, home)
+    known, _ = seen_by_nnunet(made, tmp_path / "case_0000.nii.gz")
+    np.testing.assert_allclose(ready.tensor.numpy(), known, atol=2e-5)
+    found = windowed_relevances(
+        model.network, ready.tensor.unsqueeze(0), Windows(**model.windows), targets=[1], prediction=True
+    )
+    monkeypatch.setattr(torch, "half", torch.float32)
+    monkeypatch.setattr(nnunet, "compute_gaussian", partial(nnunet.compute_gaussian, dtype=torch.float32))
+    exact = made.predict_logits_from_preprocessed_data(ready.tensor)
+    assert found.prediction is not None
+    torch.testing.assert_close(found.prediction[0], exact, atol=1e-4, rtol=0)
+    # The map of a slice is what the 2D network alone gives of it.
+    flat = Windows(**{**model.windows, "roi_size": [16, 20], "overlap": 0.5})
+    layer = found.relevances[0].layer
+    for k in (3, 11):
+        alone = windowed_relevances(made.network.eval(), ready.tensor[None, :, k], flat, targets=[1], layers=[layer])
+        np.testing.assert_allclose(found.relevances[0].values[0, k], alone.relevances[0].values[0], atol=1e-6)
+    heatmap = medcam.explain(volume, model, target="spleen")
+    assert heatmap.peak() is not None
 
 
 def test_folds_are_told_apart(nnunet: Any, tmp_path: Path) -> None:
@@ -311,6 +342,21 @@ def test_a_cascade_is_refused_in_words(nnunet: Any, tmp_path: Path) -> None:
     home = write_folder(tmp_path, made)
     with pytest.raises(ModelError, match="second stage of a cascade"):
         medcam.load_model(home, trust_code=True)
+
+
+def test_a_network_of_slices_is_the_same_through_a_volume_of_one() -> None:
+    block = torch.nn.Conv2d(3, 4, 3, stride=2, padding=1)
+    network = torch.nn.Sequential(
+        torch.nn.Conv2d(2, 3, (3, 5), padding="same"), torch.nn.InstanceNorm2d(3, affine=True), torch.nn.LeakyReLU(), torch.nn.Dropout2d(),
+        torch.nn.Sequential(block), torch.nn.BatchNorm2d(4), torch.nn.AvgPool2d(2, 1), torch.nn.MaxPool2d((2, 3), 1),
+        torch.nn.ConvTranspose2d(4, 2, 3, 2, 1, 1),
+    ).eval()  # fmt: skip
+    made = slicewise(network)
+    given = torch.randn(2, 2, 20, 18)
+    torch.testing.assert_close(made(given.unsqueeze(2)), network(given).unsqueeze(2))
+    assert isinstance(network[4][0], torch.nn.Conv2d)
+    with pytest.raises(ModelError, match="holds a LPPool2d"):
+        slicewise(torch.nn.Sequential(torch.nn.LPPool2d(2, 2)))
 
 
 def bare_folder(home: Path) -> Path:
