@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from medcam import __version__
 from medcam.cohort.results import Cohort
-from medcam.report.cohort_numbers import counted_cohort, lines, words_of
+from medcam.report.cohort_numbers import Line, counted_cohort, lines, spoken, trial_lines, words_of
 from medcam.validate.verdict import KINDS
 
 AUTHOR = "author to complete"
@@ -53,7 +53,7 @@ def checklist(cohort: Cohort) -> tuple[Item, ...]:
             f"primary: {words_of(cohort.primary)}; all are in table.csv",
         ),
         Item("CLAIM 29", "How uncertain they are, and how that was found", _uncertainty(cohort)),
-        Item("CLAIM 30", "How robust the results are", f"not among the results of this cohort; {AUTHOR}"),
+        Item("CLAIM 30", "How robust the results are", _robustness(cohort)),
         Item("CLAIM 31", "How explanations were made, and validated", _explanations(cohort)),
         Item("CLAIM", "Which software, in which version", _software(cohort)),
         Item("CLAIM", "Where the data come from, and how they were de-identified", AUTHOR),
@@ -75,6 +75,20 @@ def _missing(cohort: Cohort) -> str:
 def _uncertainty(cohort: Cohort) -> str:
     how = cohort.resampling
     return f"{100 * how.level:g} % intervals, {how.replicates} bootstrap replicates over patients ({how.method}, seed {how.seed})"
+
+
+def _robustness(cohort: Cohort) -> str:
+    found = [line for line in trial_lines(cohort) if line.row.measure.startswith("retest_ssim@")]
+    said = (
+        [f"likeness (SSIM) of maps when the image is taken again: {', '.join(_again(line) for line in found)}"]
+        if found
+        else []
+    )
+    return "; ".join([*said, f"{'more of it' if said else 'not among the results of this cohort'}: {AUTHOR}"])
+
+
+def _again(line: Line) -> str:
+    return f"{line.row.measure.partition('@')[2]} {spoken(line.row.interval)}"
 
 
 def _explanations(cohort: Cohort) -> str:

@@ -228,16 +228,27 @@ def spoken(interval: Interval, unit: str = "") -> str:
 
 def counted(interval: Interval) -> str:
     """Return '24 cases of 12 patients'."""
-    return f"{_many(interval.cases, 'case')} of {_many(interval.patients, 'patient')}"
+    return f"{many(interval.cases, 'case')} of {many(interval.patients, 'patient')}"
 
 
 def counted_cohort(cohort: Cohort) -> str:
     """Return '24 cases of 12 patients', those that could be measured."""
     patients = {case.entry.patient for case in cohort.done}
-    return f"{_many(len(cohort.done), 'case')} of {_many(len(patients), 'patient')}"
+    return f"{many(len(cohort.done), 'case')} of {many(len(patients), 'patient')}"
 
 
-def _many(count: int, word: str) -> str:
+def length_unit(cohort: Cohort) -> str:
+    """Return what lengths are in: 'mm', or 'pixels' where no image says how large one is."""
+    units = {
+        case.measures.numbers["peak_distance"].unit
+        for case in cohort.done
+        if case.measures and "peak_distance" in case.measures.numbers
+    }
+    return "pixels" if units == {"pixels"} else "mm"
+
+
+def many(count: int, word: str) -> str:
+    """Return '1 case' or '2 cases'."""
     return f"{count} {word}" if count == 1 else f"{count} {word}s"
 
 

@@ -5,9 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from html import escape
-from importlib.resources import files
 from pathlib import Path
-from string import Template
 from urllib.parse import quote
 
 from medcam import __version__
@@ -22,7 +20,9 @@ from medcam.report.cohort_sections import (
     summary_section,
     verdict_section,
 )
-from medcam.report.plates import Plate, plates
+from medcam.report.frame import framed
+from medcam.report.plate import Plate
+from medcam.report.plates import plates
 from medcam.whole_file import whole_file
 
 
@@ -83,7 +83,7 @@ def write_cohort_page(view: CohortView, path: Path) -> None:
 
 def cohort_page(view: CohortView) -> str:
     """Return the page of a cohort. The same cohort gives the same page."""
-    cohort, web = view.cohort, files("medcam.report") / "web"
+    cohort = view.cohort
     sections = [
         ("verdict", "Verdict", verdict_section(cohort)),
         ("numbers", "Numbers", summary_section(cohort)),
@@ -94,14 +94,16 @@ def cohort_page(view: CohortView) -> str:
         ("making", "How it was made", making_section(cohort)),
     ]
     shown = [(name, title, text) for name, title, text in sections if text]
-    return Template((web / "cohort.html").read_text(encoding="utf-8")).substitute(
-        title=escape(" · ".join(word for word in ("Cohort", cohort.method, cohort.model) if word)),
-        subtitle=escape(f"{counted_cohort(cohort)}; {len(cohort.cases)} in the table"),
-        contents="".join(f'<li><a href="#{name}">{escape(title)}</a></li>' for name, title, _ in shown),
-        sections="\n".join(_section(*each) for each in shown),
-        style=(web / "cohort.css").read_text(encoding="utf-8"),
-        script=(web / "cohort.js").read_text(encoding="utf-8"),
-        version=escape(__version__),
+    contents = "".join(f'<li><a href="#{name}">{escape(title)}</a></li>' for name, title, _ in shown)
+    return framed(
+        " · ".join(word for word in ("Cohort", cohort.method, cohort.model) if word),
+        f"{counted_cohort(cohort)}; {len(cohort.cases)} in the table",
+        main="\n".join(_section(*each) for each in shown),
+        footer=f"<p>Made by medcam {escape(__version__)}. This page asks nobody for anything.</p>",
+        style="cohort.css",
+        script="cohort.js",
+        before='<a class="skip" href="#cases">Skip to the table of cases</a>\n',
+        contents=f'<nav aria-label="Parts of this page"><ul>{contents}</ul></nav>',
     )
 
 

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from html import escape
 
 from medcam.cohort.results import HEATMAP, Cohort
+from medcam.report.cohort_extras import extras
 from medcam.report.cohort_numbers import (
     ALL,
     Line,
@@ -22,8 +23,9 @@ from medcam.report.cohort_numbers import (
     value_of,
 )
 from medcam.report.paper import methods_paragraph
-from medcam.report.plates import Plate
+from medcam.report.plate import Plate
 from medcam.report.sheet import svg_bytes
+from medcam.report.trial_plates import sanity_words
 from medcam.validate.verdict import KINDS
 
 
@@ -83,6 +85,8 @@ def summary_section(cohort: Cohort) -> str:
                 ],
             )
         )
+    sane = sanity_words(cohort)
+    parts += [f"<h3>Randomized weights</h3><p>{escape(sane)}</p>"] if sane else []
     strata = [
         line
         for name in dict.fromkeys(row.stratum for row in cohort.summary)
@@ -96,6 +100,10 @@ def summary_section(cohort: Cohort) -> str:
     }
     parts += [
         f"<details><summary>{escape(title)}</summary>{_long(each)}</details>" for title, each in more.items() if each
+    ]
+    parts += [
+        f"<details><summary>{escape(each.title)}</summary><p>{escape(each.words)}</p>{table('', each.heads, each.rows)}</details>"
+        for each in extras(cohort)
     ]
     return "\n".join(parts)
 

@@ -20,6 +20,7 @@ from medcam import __version__
 from medcam.errors import UsageError
 from medcam.geometry import index_map
 from medcam.render import display_range, montage
+from medcam.report.frame import framed, web_file
 from medcam.report.layers import Shown, heatmap_layer, image_layer, on_grid, outline_layer, shown_grid
 from medcam.volume import Heatmap, Volume
 from medcam.whole_file import whole_file
@@ -82,33 +83,38 @@ def case_page(case: Case) -> str:
     """
     _check(case)
     first, shown = case.heatmaps[0], shown_grid(case.volume.grid)
-    web = files("medcam.report") / "web"
     lesion = None if case.lesion is None else on_grid(case.lesion, case.volume.grid)
     layers = {"image": image_layer(case.volume, shown)}
     layers |= {f"heatmap-{n}": heatmap_layer(each, shown) for n, each in enumerate(case.heatmaps)}
     if lesion is not None:
         layers["outline"] = outline_layer(lesion, shown)
-    return Template((web / "page.html").read_text(encoding="utf-8")).substitute(
-        title=escape(case.title or first.target),
-        subtitle=escape(
-            " · ".join(dict.fromkeys((first.target, first.recipe.model or "a network in memory", first.source.label)))
-        ),
-        style=(web / "page.css").read_text(encoding="utf-8"),
-        script=(web / "viewer.js").read_text(encoding="utf-8"),
+    main = Template(web_file("page.html")).substitute(
         shown=escape(_shown_words(shown)),
         figures="\n".join(_figure(case, each) for each in case.heatmaps),
         findings=_findings(case),
         measures=_measures(case),
         notes=_notes(case),
         recipes="\n".join(_recipe(each) for each in case.heatmaps),
-        version=escape(__version__),
-        licences=escape((web / "niivue-NOTICE.txt").read_text(encoding="utf-8")),
-        case=_json(_viewer_values(case, lesion is not None)),
-        layers="\n".join(
-            f'<script type="text/plain" id="layer-{name}">{_text(data)}</script>' for name, data in layers.items()
-        ),
-        library=_text((web / LIBRARY).read_bytes()),
     )
+    made_by = f"<p>Made by medcam {escape(__version__)}. The viewer is NiiVue, under its own licence.</p>"
+    licences = escape(web_file("niivue-NOTICE.txt"))
+    return framed(
+        case.title or first.target,
+        " · ".join(dict.fromkeys((first.target, first.recipe.model or "a network in memory", first.source.label))),
+        main=main,
+        footer=f"{made_by}<details><summary>Licences of the viewer</summary><pre>{licences}</pre></details>",
+        style="page.css",
+        script="viewer.js",
+        data=_data(_viewer_values(case, lesion is not None), layers),
+    )
+
+
+def _data(values: dict[str, object], layers: Mapping[str, bytes]) -> str:
+    """Return what the viewer's script reads: the case, its layers, and the library itself."""
+    library = _text((files("medcam.report") / "web" / LIBRARY).read_bytes())
+    held = {**{f"layer-{name}": _text(data) for name, data in layers.items()}, "library": library}
+    parts = [f'<script type="text/plain" id="{name}">{text}</script>' for name, text in held.items()]
+    return "\n".join([f'<script type="application/json" id="case">{_json(values)}</script>', *parts])
 
 
 def library_source() -> bytes:

@@ -10,7 +10,8 @@ from medcam import __version__
 from medcam.cohort.results import HEATMAP, Cohort
 from medcam.recipe import Recipe
 from medcam.report.checklist import checklist, listed
-from medcam.report.cohort_numbers import counted, counted_cohort, lines, number, p_value, spoken, words_of
+from medcam.report.cohort_numbers import counted, counted_cohort, length_unit, lines, number, p_value, spoken, words_of
+from medcam.report.trial_plates import sanity_words
 from medcam.validate.lesions import LUNA_RATES
 from medcam.whole_file import whole_file
 
@@ -67,7 +68,7 @@ def paper(cohort: Cohort) -> str:
 
 def methods_paragraph(cohort: Cohort) -> str:
     """Return how the heatmaps were made, measured and summed up, in sentences that are true of this cohort."""
-    return " ".join([*_making(cohort), *_measuring(cohort), *_summing(cohort)])
+    return " ".join([*_making(cohort), *_measuring(cohort), *_trying(cohort), *_summing(cohort)])
 
 
 def _making(cohort: Cohort) -> list[str]:
@@ -110,6 +111,7 @@ def _measuring(cohort: Cohort) -> list[str]:
     settings = cohort.settings
     fair = [t.name for t in settings.thresholds if not t.oracle]
     oracles = [t.name for t in settings.thresholds if t.oracle]
+    unit = length_unit(cohort)
     without = sum(case.measures is not None and not case.measures.lesions for case in cohort.done)
     said = [
         "Each heatmap was compared with its lesion mask on the heatmap's grid; negative relevance counted as none, and voxels that were "
@@ -120,10 +122,10 @@ def _measuring(cohort: Cohort) -> list[str]:
         "Average precision is the area under the precision-recall curve by steps.",
         f"Overlap was measured at {listed(fair)}, the same for all cases." if fair else "",
         f"{listed(oracles)} look at the case's own lesion: these are upper bounds and no results." if oracles else "",
-        f"Tolerances of {listed([f'{t:g}' for t in settings.tolerances_mm])} mm include their limit."
+        f"Tolerances of {listed([f'{t:g}' for t in settings.tolerances_mm])} {unit} include their limit."
         if settings.tolerances_mm
         else "",
-        f"The {settings.peaks} highest peaks counted, none within {settings.peak_radius_mm:g} mm of a higher one.",
+        f"The {settings.peaks} highest peaks counted, none within {settings.peak_radius_mm:g} {unit} of a higher one.",
         "Lesions and findings are pieces connected by faces, edges or corners; findings are those at "
         f"{settings.thresholds[0].name}, and a lesion is found if one shares a voxel with it.",
         f"Pieces of a mask below {settings.least_lesion:g} mL (cm² of a film) were no lesions of their own."
@@ -137,6 +139,36 @@ def _measuring(cohort: Cohort) -> list[str]:
         f"{without} cases had no lesion." if without else "",
     ]
     return [sentence for sentence in said if sentence]
+
+
+def _trying(cohort: Cohort) -> list[str]:
+    """Return what was tried on the network itself, a sentence for each trial that any case has."""
+    tried = {name for case in cohort.done for name in case.trials}
+    kinds = {name.partition("@")[0] for name in tried}
+
+    def ways(kind: str) -> str:
+        return listed(sorted(name.partition("@")[2] for name in tried if name.startswith(f"{kind}@")))
+
+    said = {
+        "lesion_share": "To see whether the network uses the lesion, it was filled from its surroundings, and the loss of score compared "
+        "with that of healthy regions of its shape.",
+        "deletion": f"Deletion and insertion replaced voxels by {ways('deletion')}, in patches, beside random maps of blobs.",
+        "road": "ROAD replaced each voxel by its neighbours' mean with a little noise, beside random maps of blobs.",
+        "infidelity": "Infidelity is the share of the score's changes, as boxes of the image were blurred, that the map does not foretell.",
+        "average_drop": "Average drop and gain are of the probability when the image is multiplied by the map.",
+        "sensitivity": "Sensitivity is the map's largest relative change under noise of a tenth of the image's standard deviation.",
+        "retest_ssim": f"The image was taken again with changes of {ways('retest_ssim')}, and the maps, brought back, compared by SSIM.",
+    }
+    cascades = [case.cascade for case in cohort.done if case.cascade]
+    drawn = (
+        f"The weights of the network were drawn anew in {len(cascades[0].stages)} stages from the input on; "
+        if cascades
+        else ""
+    )
+    compared = (
+        "maps were compared with the learned network's by SSIM, and that with the SSIM of maps of different patients."
+    )
+    return [*(words for kind, words in said.items() if kind in kinds), *([drawn + compared] if drawn else [])]
 
 
 def _summing(cohort: Cohort) -> list[str]:
@@ -175,6 +207,7 @@ def results_paragraph(cohort: Cohort) -> str:
             over, p = line.against.difference.interval, p_value(line.against.holm)
             adjusted = f" (Holm's p {p if p.startswith('<') else f'= {p}'})" if p else ""
             said.append(f"Heatmap less {row.map}: {spoken(over, row.unit)}{adjusted}.")
+    said += [sanity_words(cohort)] if cohort.sanity else []
     if cohort.verdict is not None:
         said.append(f"Verdict: {cohort.verdict.words}. {' '.join(cohort.verdict.because)}")
     return " ".join(said) or "No case could be measured."

@@ -4,25 +4,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import numpy as np
-from matplotlib.figure import Figure
 
 from medcam.cohort.results import HEATMAP, Cohort
 from medcam.report.charts import Estimate, Group, forest, froc_chart, sizes_chart
 from medcam.report.cohort_numbers import Line, counted_cohort, headline, lines, number, spoken, trial_lines, words_of
+from medcam.report.plate import Plate
+from medcam.report.trial_plates import curve_plates, randomization_plate
 from medcam.validate.statistics import mean
 from medcam.validate.strata import EDGES_ML, sizes
-
-
-class Plate(NamedTuple):
-    """A figure with the name of its files, its title, and what it shows in words, for those who do not see it."""
-
-    name: str
-    title: str
-    figure: Figure
-    words: str
 
 
 def plates(cohort: Cohort) -> tuple[Plate, ...]:
@@ -49,6 +40,8 @@ def plates(cohort: Cohort) -> tuple[Plate, ...]:
         _froc(cohort),
         _sizes(cohort),
         *_tried(cohort),
+        *curve_plates(cohort),
+        randomization_plate(cohort),
     ]
     return tuple(plate for plate in drawn if plate is not None)
 

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import io
-import json
-import shutil
 import time
 from collections.abc import Iterator
 from dataclasses import replace
@@ -13,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from browsers import asked_for, chromium, complaints, wait_for
 from PIL import Image
 
 from conftest import blob, oblique_grid
@@ -20,12 +19,6 @@ from medcam import Grid, Heatmap, Recipe, Source, Volume
 from medcam.report import Case, write_case_page
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
-BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-DRIVER = shutil.which("chromedriver")
-FLAGS = (
-    "--headless=new", "--no-sandbox", "--use-angle=swiftshader", "--enable-unsafe-swiftshader", "--ignore-gpu-blocklist",
-    "--window-size=1200,1100", "--hide-scrollbars", "--disable-dev-shm-usage",
-)  # fmt: skip
 # Left, in front, high: a mirror image of any kind puts it elsewhere.
 PLACE = np.array([-21.0, 26.0, 17.0])
 SOURCE = Source("nifti", "ab" * 32, "phantom")
@@ -60,27 +53,15 @@ def page(grid: Grid, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def browser() -> Iterator[Any]:
-    webdriver = pytest.importorskip("selenium.webdriver", reason="selenium is not installed")
-    if BROWSER is None or DRIVER is None:
-        pytest.skip("chromium and chromedriver are not installed")
-    options = webdriver.ChromeOptions()
-    for flag in FLAGS:
-        options.add_argument(flag)
-    options.binary_location = BROWSER
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
-    driver = webdriver.Chrome(options=options, service=webdriver.chrome.service.Service(DRIVER))
-    yield driver
-    driver.quit()
+    with chromium() as driver:
+        yield driver
 
 
 def opened(browser: Any, page: Path) -> str:
     browser.get(page.as_uri())
-    end = time.monotonic() + 120
-    while time.monotonic() < end:
-        if state := browser.execute_script("return document.body.dataset.viewer"):
-            return str(state)
-        time.sleep(0.2)
-    return "not ready in time"
+    return str(
+        wait_for("the viewer", lambda: browser.execute_script("return document.body.dataset.viewer"), patience_s=120)
+    )
 
 
 def drawn(browser: Any) -> np.ndarray:
@@ -110,10 +91,8 @@ def where(browser: Any) -> str:
 
 def test_the_page_asks_nothing_of_the_outside_and_complains_of_nothing(browser: Any, page: Path) -> None:
     assert opened(browser, page) == "ready"
-    messages = [json.loads(entry["message"])["message"] for entry in browser.get_log("performance")]
-    asked = {m["params"]["request"]["url"] for m in messages if m["method"] == "Network.requestWillBeSent"}
-    assert {url.split(":")[0] for url in asked} <= {"file", "blob", "data"}
-    assert [entry for entry in browser.get_log("browser") if entry["level"] == "SEVERE"] == []
+    assert asked_for(browser) <= {"file", "blob", "data"}
+    assert complaints(browser, ("SEVERE",)) == []
 
 
 def test_the_crosshair_starts_at_the_peak_in_millimetres_of_the_patient(browser: Any, page: Path, grid: Grid) -> None:

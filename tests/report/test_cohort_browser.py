@@ -2,22 +2,17 @@
 
 from __future__ import annotations
 
-import json
-import shutil
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from browsers import asked_for, chromium, complaints, wait_for
 from report.cohorts import cohort
 
 from medcam.report.cohort_page import CohortView, write_cohort_page
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
-BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-DRIVER = shutil.which("chromedriver")
-FLAGS = ("--headless=new", "--no-sandbox", "--window-size=1200,1100", "--disable-dev-shm-usage", "--disable-gpu")
 COHORT = cohort()
 
 
@@ -33,28 +28,15 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
-    webdriver = pytest.importorskip("selenium.webdriver", reason="selenium is not installed")
-    if BROWSER is None or DRIVER is None:
-        pytest.skip("chromium and chromedriver are not installed")
-    options = webdriver.ChromeOptions()
-    for flag in FLAGS:
-        options.add_argument(flag)
-    options.binary_location = BROWSER
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
-    driver = webdriver.Chrome(options=options, service=webdriver.chrome.service.Service(DRIVER))
-    yield driver
-    driver.quit()
+    with chromium() as driver:
+        yield driver
 
 
 @pytest.fixture
 def opened(browser: Any, page: Path) -> Any:
     browser.get(page.as_uri())
-    end = time.monotonic() + 60
-    while time.monotonic() < end:
-        if browser.execute_script("return document.body.dataset.table") == "ready":
-            return browser
-        time.sleep(0.1)
-    raise AssertionError("the table of cases was not ready in time")
+    wait_for("the table of cases", lambda: browser.execute_script("return document.body.dataset.table") == "ready")
+    return browser
 
 
 def column(browser: Any, number: int) -> list[str]:
@@ -71,11 +53,10 @@ def head(browser: Any, words: str) -> tuple[int, Any]:
 
 
 def test_the_page_asks_nothing_of_the_outside_and_complains_of_nothing(opened: Any) -> None:
-    messages = [json.loads(entry["message"])["message"] for entry in opened.get_log("performance")]
-    asked = {m["params"]["request"]["url"] for m in messages if m["method"] == "Network.requestWillBeSent"}
+    asked = asked_for(opened)
     assert asked
-    assert {url.split(":")[0] for url in asked} <= {"file", "blob", "data"}
-    assert [entry for entry in opened.get_log("browser") if entry["level"] in ("SEVERE", "WARNING")] == []
+    assert asked <= {"file", "blob", "data"}
+    assert complaints(opened) == []
     broken = "return [...document.images].filter(i => !(i.complete && i.naturalWidth > 100)).length"
     assert opened.execute_script(broken) == 0
 
@@ -128,9 +109,7 @@ def test_the_filters_show_what_fits_and_say_how_many(opened: Any) -> None:
 
 def test_a_case_leads_to_its_page(opened: Any) -> None:
     opened.find_element("css selector", "#case-table tbody a").click()
-    end = time.monotonic() + 20
-    while opened.title != "a case" and time.monotonic() < end:
-        time.sleep(0.1)
+    wait_for("the case", lambda: opened.title == "a case", patience_s=20)
     assert opened.title == "a case"
 
 

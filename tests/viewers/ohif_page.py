@@ -4,59 +4,15 @@ from __future__ import annotations
 
 import base64
 import io
-import shutil
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
-import pytest
+from browsers import wait_for
 from PIL import Image
 
-BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-DRIVER = shutil.which("chromedriver")
-_FLAGS = (
-    "--headless=new", "--no-sandbox", "--use-gl=angle", "--use-angle=swiftshader", "--enable-unsafe-swiftshader",
-    "--ignore-gpu-blocklist", "--window-size=1400,900", "--hide-scrollbars", "--disable-dev-shm-usage",
-)  # fmt: skip
-_PATIENCE_S = 60.0
 # The viewport that shows the study; its other actors, from the second on, are overlays.
 _VIEW = "const v = cornerstone.getEnabledElements()[0].viewport;"
-
-
-@contextmanager
-def chromium() -> Iterator[Any]:
-    """A browser with WebGL in software. Skips where it is not installed."""
-    webdriver = pytest.importorskip("selenium.webdriver", reason="selenium is not installed")
-    if BROWSER is None or DRIVER is None:
-        pytest.skip("chromium and chromedriver are not installed")
-    options = webdriver.ChromeOptions()
-    for flag in _FLAGS:
-        options.add_argument(flag)
-    options.binary_location = BROWSER
-    driver = webdriver.Chrome(options=options, service=webdriver.chrome.service.Service(DRIVER))
-    driver.set_script_timeout(_PATIENCE_S)
-    try:
-        yield driver
-    finally:
-        driver.quit()
-
-
-def wait_for(what: str, found: Callable[[], Any]) -> Any:
-    """Return what is found as soon as it is something; parts of OHIF that are not there yet are errors of the script."""
-    from selenium.common.exceptions import WebDriverException
-
-    end = time.monotonic() + _PATIENCE_S
-    said = ""
-    while time.monotonic() < end:
-        try:
-            if value := found():
-                return value
-        except WebDriverException as error:
-            said = str(error.msg)
-        time.sleep(0.2)
-    raise AssertionError(f"OHIF does not show {what} in time {said}")
 
 
 class Page:

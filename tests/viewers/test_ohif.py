@@ -7,7 +7,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from viewers.ohif_page import Page, chromium
+from browsers import chromium
+from viewers.ohif_page import Page
 from viewers.ohif_server import ohif, ohif_dist
 
 from formats.derived_sources import COMPLETE, LPS_FROM_RAS, RECIPE
@@ -61,7 +62,7 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Page]:
             words = ["send", home / "study", home / "results", "--to", archive.dicomweb, "--spool", home / "spool"]
             assert main([*map(str, words), "--quiet"]) == 0
         study = str(volume.source.instances[0].StudyInstanceUID)
-        with ohif(dist, archive) as address, chromium() as browser:
+        with ohif(dist, archive) as address, chromium(1400, 900) as browser:
             yield Page(browser, address, study)
     finally:
         archive.kill()
