@@ -13,10 +13,12 @@ from medcam.cli import main
 from medcam.cohort.results import Cohort
 from medcam.cohort.stored import read_cohort
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 EXAMPLE = Path(__file__).parents[2] / "examples" / "shortcut_cohort.py"
 NETWORKS = ("right", "wrong", "untrained")
-QUICK = ("--chance", "100", "--replicates", "500", "--random-networks", "1", "--report", "none", "--quiet")
+QUICK = (
+    *("--chance", "50", "--replicates", "300", "--random-networks", "1", "--thresholds", "half-max"), "--report", "none", "--quiet"
+)  # fmt: skip
 
 
 @pytest.fixture(scope="module")
