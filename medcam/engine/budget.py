@@ -12,7 +12,7 @@ from medcam.engine.layers import Layer
 from medcam.errors import UsageError
 
 # On a CPU, what stays near the caches: larger batches of large volumes are slower a copy, and small images want several at once.
-_CPU_MB = 32.0
+_CPU_MB = 16.0
 # On other devices a share of what is free.
 _SHARE = 0.25
 _MOST = 64
@@ -28,7 +28,7 @@ def copies_within(memory_mb: float | int | None, inputs: Tensor, layers: Sequenc
     Parameters
     ----------
     memory_mb
-        By default 32 on a CPU, and a quarter of what is free on other devices.
+        By default 16 on a CPU, and a quarter of what is free on other devices.
     layers
         The widest of them says what one copy takes.
 
