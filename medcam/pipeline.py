@@ -97,11 +97,21 @@ def explain(
         "target": target, "method": method, "score": score, "activation": activation, "output": output,
         "class_names": case.model.class_names, "seed": seed, "progress": progress,
     }  # fmt: skip
-    if case.model.members and layer is None and not flips and method_named(method).looks_at_layer:
-        found = _of_members(case, exact, asked)
-    else:
-        found = _ask(case.model.network, case.inputs, layer, fuse, flips, case.windows, exact, asked)
-    return _told(found, case, activation, exact)
+    return _told(_answer(case, layer, fuse, flips, exact, asked), case, activation, exact)
+
+
+@dataclass(frozen=True, eq=False)
+class Unplaced:
+    """An answer of a network on the cells that it was computed on, which are few; `placed` puts it on the image's grid."""
+
+    found: Relevance
+    case: _Case
+    activation: str | None
+    exact: bool
+
+    def placed(self) -> Heatmap:
+        """Return the heatmap on the grid of the first image."""
+        return _told(self.found, self.case, self.activation, self.exact)
 
 
 def explain_all(
@@ -132,24 +142,59 @@ def explain_all(
     methods, layers
         As `medcam.relevances` takes them; None is the default layer.
     """
+    found = answers(
+        volume, model, methods=methods, layers=layers, target=target, score=score, activation=activation, output=output,
+        window=window, overlap=overlap, exact=exact, seed=seed, preprocessing=preprocessing, device=device, progress=progress,
+    )  # fmt: skip
+    return tuple(one.placed() for one in found)
+
+
+def answers(
+    volume: Volume | Sequence[Volume],
+    model: Model | nn.Module | str,
+    *,
+    methods: Sequence[str] = ("grad-cam",),
+    layers: Sequence[str | None] = (None,),
+    target: AnyTarget = None,
+    score: str = "logit",
+    activation: str | None = None,
+    output: str | int | None = None,
+    window: int | Sequence[int] | None = None,
+    overlap: float | Sequence[float] | None = None,
+    exact: bool = False,
+    seed: int = 0,
+    preprocessing: Callable[[Any], Any] | None = None,
+    device: str = "cpu",
+    progress: Callable[[int, int], object] | None = None,
+) -> tuple[Unplaced, ...]:
+    """Return what `explain_all` returns before it is placed, for whoever looks at one heatmap after the other: all at once may be large.
+
+    Parameters
+    ----------
+    methods, layers
+        As `medcam.relevances` takes them; None is the default layer. All others are those of `explain`.
+    """
     case = _case(volume, model, methods, window, overlap, exact, preprocessing, device)
     activation = case.model.activation if activation is None else activation
-    if case.model.members:
-        how: dict[str, Any] = {
-            "target": target, "score": score, "activation": activation, "output": output, "window": window, "overlap": overlap,
-            "exact": exact, "seed": seed, "preprocessing": preprocessing, "device": device, "progress": progress,
-        }  # fmt: skip
-        every = [(m, layer) for m in methods for layer in (layers if method_named(m).looks_at_layer else (None,))]
-        return tuple(explain(volume, case.model, method=m, layer=layer, **how) for m, layer in every)
     asked: dict[str, Any] = {
-        "methods": methods, "layers": layers, "targets": [target], "score": score, "activation": activation, "output": output,
-        "class_names": case.model.class_names, "seed": seed, "progress": progress,
+        "score": score, "activation": activation, "output": output, "class_names": case.model.class_names, "seed": seed,
+        "progress": progress,
     }  # fmt: skip
-    if case.windows is None:
-        found: Sequence[Relevance] = relevances(case.model.network, case.inputs, **asked)
+    found: Sequence[Relevance]
+    if case.model.members:
+        found = [
+            _answer(case, layer, None, False, exact, {**asked, "target": target, "method": method})
+            for method in methods
+            for layer in (layers if method_named(method).looks_at_layer else (None,))
+        ]
     else:
-        found = windowed_relevances(case.model.network, case.inputs, case.windows, exact=exact, **asked).relevances
-    return tuple(_told(one, case, activation, exact) for one in found)
+        asked |= {"methods": methods, "layers": layers, "targets": [target]}
+        found = (
+            relevances(case.model.network, case.inputs, **asked)
+            if case.windows is None
+            else windowed_relevances(case.model.network, case.inputs, case.windows, exact=exact, **asked).relevances
+        )
+    return tuple(Unplaced(one, case, activation, exact) for one in found)
 
 
 @dataclass(frozen=True, eq=False)
@@ -210,6 +255,19 @@ def _told(found: Relevance, case: _Case, activation: str | None, exact: bool) ->
     # Maps of windows are put together on the CPU, wherever the network runs.
     settings = {**case.windows.settings(), "exact": exact}
     return replace(heatmap, recipe=replace(heatmap.recipe, windows=settings, device=torch.device(case.device).type))
+
+
+def _answer(
+    case: _Case,
+    layer: str | Sequence[str] | None,
+    fuse: str | None,
+    flips: bool,
+    exact: bool,
+    asked: dict[str, Any],
+) -> Relevance:
+    if case.model.members and layer is None and not flips and method_named(asked["method"]).looks_at_layer:
+        return _of_members(case, exact, asked)
+    return _ask(case.model.network, case.inputs, layer, fuse, flips, case.windows, exact, asked)
 
 
 def _ask(
