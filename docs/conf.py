@@ -65,7 +65,10 @@ def tree_of(index: str) -> str:
     parts = []
     for section in re.split(r"^## ", index, flags=re.M)[1:]:
         caption, _, body = section.partition("\n")
-        pages = re.findall(r"\]\(([^)#:]+)\.md\)", body)
+        pages = [
+            f"{words.replace('`', '')} <{page}>"
+            for words, page in re.findall(r"^- \[(.+?)\]\(([^)#:]+)\.md\)", body, re.M)
+        ]
         if pages:
             parts.append("\n".join(["```{toctree}", ":hidden:", f":caption: {caption}", "", *pages, "```"]))
     return "\n\n".join(parts)

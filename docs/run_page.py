@@ -82,6 +82,11 @@ def blocks_of(text: str) -> list[Block]:
     return blocks
 
 
+def outside_blocks(text: str) -> str:
+    """Return a page without its fenced blocks."""
+    return _FENCE.sub("", text)
+
+
 def is_output(before: re.Match[str] | None, fence: re.Match[str], text: str) -> bool:
     """Tell whether a block is what the one before it prints: text with nothing between."""
     if before is None or fence["language"] != "text" or before["language"] not in (*SHELLS, "python"):
