@@ -56,7 +56,7 @@ suppress_warnings = ["ref.python"]
 # the rooms' own code passes on.
 nitpick_ignore_regex = [
     (r"py:.*", r"(?!medcam).*"),
-    (r"py:class", r"medcam\.(engine|report|pacs|options)\..*"),
+    (r"py:class", r"medcam\.(cohort|engine|options|pacs|plugins|report|workers)\..*"),
 ]
 
 

@@ -89,12 +89,6 @@ WHOLE = {
 }
 # Whose Python is run with the shell blocks around it, not by itself.
 IN_ORDER = {"tutorial.md", "what-heatmaps-tell.md"}
-# Which test runs a page's shell blocks, where neither this module nor `test_how_to_...` does.
-RUN_BY = {
-    "README.md": "test_packaging.py",
-    "tutorial.md": "test_tutorial.py",
-    "large-volumes.md": "test_large_volumes.py",
-}
 COMMAND = re.compile(
     r"\s*(?:\$ )?(?:medcam|pip|python3?|pytest|npm|Slicer|sbatch|snakemake|nextflow|dask|export|curl|docker|nnUNet\w*)\s+\S"
 )
@@ -130,17 +124,17 @@ def test_every_block_is_run_or_says_why_not(page: Path) -> None:
     ]
     hidden += [line for line in outside_blocks(text).splitlines() if line.startswith("    ") and COMMAND.match(line)]
     assert not hidden, f"{page.name} shows commands in blocks that are no `shell`: {hidden}"
-    if any(block.is_run and block.language in SHELLS for block in blocks):
+    # `py` is Python that only the page's own test can run.
+    if any(not block.why_not and block.language in (*SHELLS, "py") for block in blocks):
         assert run_by(page), f"no test runs the commands of {page.name}"
 
 
 def run_by(page: Path) -> str:
-    """Return which test runs the shell blocks of a page, or ''."""
+    """Return which test runs the blocks of a page that are not run here, or ''."""
     if page.name in WHOLE:
         return Path(__file__).name
-    own = f"test_{page.stem.replace('-', '_')}.py"
-    found = [*(ROOT / "tests").rglob(RUN_BY.get(page.name, own))]
-    return next((path.name for path in found if page.name in path.read_text()), "")
+    tests = [path for path in (ROOT / "tests").rglob("test_*.py") if path != Path(__file__)]
+    return next((path.name for path in tests if f'"{page.name}"' in path.read_text()), "")
 
 
 @pytest.mark.slow
