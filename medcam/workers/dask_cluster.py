@@ -14,7 +14,7 @@ from typing import Any
 
 from medcam.errors import MedcamError, UsageError
 from medcam.workers.jobs import DIED, DONE, LATE, PAUSE_S, Engine, Job, Outcome, Setup, WorkersLostError
-from medcam.workers.process import packed, unpacked
+from medcam.workers.process import WAITING, packed, unpacked
 
 # How often the scheduler is asked who its workers are.
 _COUNT_S = 2.0
@@ -274,7 +274,10 @@ def _client(rules: _Rules) -> Iterator[Any]:
 
     with contextlib.ExitStack() as stack:
         if rules.scheduler is None:
-            stack.enter_context(configured.config.set({"distributed.scheduler.allowed-failures": rules.tries - 1}))
+            environment = {f"distributed.nanny.pre-spawn-environ.{name}": value for name, value in WAITING.items()}
+            stack.enter_context(
+                configured.config.set({"distributed.scheduler.allowed-failures": rules.tries - 1, **environment})
+            )
             address = stack.enter_context(
                 LocalCluster(
                     n_workers=rules.workers, threads_per_worker=1, dashboard_address=None, silence_logs=logging.CRITICAL

@@ -101,7 +101,7 @@ def act(deed: str, folder: str, name: str) -> None:
         case ["spoil"]:
             raise type("AcceleratorError", (RuntimeError,), {})("CUDA error: an illegal memory access was encountered")
         case ["threads"]:
-            mark(folder, f"threads-{os.environ['OMP_NUM_THREADS']}")
+            mark(folder, f"threads-{os.environ['OMP_NUM_THREADS']}-{os.environ['OMP_WAIT_POLICY']}")
 
 
 def mark(folder: str, what: str) -> None:

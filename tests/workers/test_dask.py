@@ -74,7 +74,8 @@ def cluster() -> Iterator[Cluster]:
 @pytest.mark.slow
 def test_a_job_that_kills_its_workers_is_passed_over(tmp_path: Path) -> None:
     deeds = [{"read": "sleep 0.05", **deed} for deed in ({}, {"compute": "kill"}, {"compute": "kill once"}, {}, {}, {})]
-    found = by_key(dask(workers=2, tries=2)(jobs(*deeds), Obedient(str(tmp_path))))
+    found = by_key(dask(workers=2, tries=2)(jobs(*deeds), Obedient(str(tmp_path), setup="threads")))
+    assert {mark.split("-")[2] for mark in marks(tmp_path, "threads")} == {"PASSIVE"}
     assert [key for key, outcome in found.items() if outcome.kind != "done"] == ["k1"]
     assert found["k1"].kind == "died"
     # Dask may blame it once for a death while it waited; then it is tried anew.

@@ -127,7 +127,7 @@ def test_workers_have_their_devices_in_turn_and_the_processors_divided(tmp_path:
     assert {tuple(mark.split("-")[1:3]) for mark in marks(tmp_path, "setup")} == {
         ("0", "cuda_0"), ("1", "cuda_1"), ("2", "cuda_0"), ("3", "cuda_1"),
     }  # fmt: skip
-    assert {mark.split("-")[1] for mark in marks(tmp_path, "threads")} == {"3"}
+    assert {tuple(mark.split("-")[1:3]) for mark in marks(tmp_path, "threads")} == {("3", "PASSIVE")}
 
 
 def test_threads_are_as_many_as_the_environment_asks_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
