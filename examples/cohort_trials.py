@@ -43,7 +43,8 @@ from cohort_trials_runs import (
     written_chain,
 )
 
-NETWORK = ("--model", "demo-mri")
+# One thread computes in each worker: what is tried has small images.
+NETWORK = ("--model", "demo-mri", "--threads", "1")
 
 
 def say(text: str) -> None:

@@ -77,7 +77,9 @@ def memory(options: argparse.Namespace) -> dict[str, Any]:
     folder = options.folder / "memory"
     shutil.rmtree(folder, ignore_errors=True)
     table = make_cohort(folder / "images", options.cases, shape=(20, 24, 17))
-    command = Command(table, folder / "out", ("--model", "demo-mri", "--workers", str(options.workers)))
+    command = Command(
+        table, folder / "out", ("--model", "demo-mri", "--threads", "1", "--workers", str(options.workers))
+    )
     code, samples = watched(command, every_s=1.0)
     going = [
         each
@@ -125,8 +127,8 @@ def _small(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     table = make_cohort(folder / "images", options.cases)
     images = sorted((folder / "images").glob("*.nii.gz"))
     before = _alone(images[: max(20, options.cases // 10)], folder / "alone")
-    command = Command(table, folder / "out", ("--model", "demo-mri", "--workers", "1"))
-    code, samples = watched(command, every_s=0.05)
+    command = Command(table, folder / "out", ("--model", "demo-mri", "--threads", "1", "--workers", "1"))
+    code, samples = watched(command, every_s=0.25)
     after = _alone(images[: max(20, options.cases // 10)], folder / "alone")
     parts = {name: (before[name] + after[name]) / 2 for name in before}
     whole = parts["read"] + parts["explain"] + parts["write"]
@@ -151,7 +153,7 @@ def _larger(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     torch.manual_seed(0)
     torch.save(LesionNet(3, WIDTHS).state_dict(), folder / "weights.pt")
     model = ("--model", str(folder / "weights.pt"), "--factory", f"{folder / 'trial_network.py'}:make")
-    code, samples = watched(Command(table, folder / "out", (*model, "--workers", "1")), every_s=0.05)
+    code, samples = watched(Command(table, folder / "out", (*model, "--threads", "1", "--workers", "1")), every_s=0.25)
     passes = sorted(tuple(map(float, line.split())) for line in log.read_text().splitlines())
     # The first case warms up; from its end on, each takes one more step of the steady time.
     network = sum(took for _, took in passes[len(passes) // options.larger :]) / (options.larger - 1)
@@ -165,6 +167,7 @@ def _larger(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
 
 def _alone(images: Sequence[Path], out: Path) -> dict[str, float]:
     """Return the mean seconds of each part of a case, alone in this process, after a first case that counts for nothing."""
+    torch.set_num_threads(1)
     model = medcam.load_model("demo-mri")
     seconds: dict[str, list[float]] = {}
     for image in (images[0], *images):
