@@ -50,8 +50,8 @@ class Asked:
         The probability from which the network decides for the finding.
     drawn_on
         The size of the picture in whose pixels boxes are given, where it is not the image's.
-    allow_gaps
-        Whether missing DICOM slices are filled by interpolation.
+    allow_gaps, regrid
+        Whether missing DICOM slices are filled by interpolation, and tilted or uneven ones put on an even grid.
 
     Raises
     ------
@@ -70,6 +70,7 @@ class Asked:
     decision_threshold: float = 0.5
     drawn_on: tuple[int, int] | None = None
     allow_gaps: bool = False
+    regrid: bool = False
 
     def __post_init__(self) -> None:
         not_negative("the number of random networks", self.random_networks)

@@ -138,7 +138,7 @@ def read_inputs(entry: Entry, asked: Asked, *, files: Sequence[Path] = ()) -> In
     MedcamError
         If a file cannot be read, or those of one case do not belong together.
     """
-    volumes = read_images(entry, allow_gaps=asked.allow_gaps, files=files)
+    volumes = read_images(entry, allow_gaps=asked.allow_gaps, regrid=asked.regrid, files=files)
     heatmap = None
     shown = volumes[0] if volumes else None
     if entry.heatmap is not None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, Int
@@ -57,7 +58,9 @@ class Domain:
     notes: tuple[str, ...] = ()
 
 
-def read_images(entry: Entry, *, allow_gaps: bool = False, files: Sequence[Path] = ()) -> tuple[Volume, ...]:
+def read_images(
+    entry: Entry, *, allow_gaps: bool = False, regrid: bool = False, files: Sequence[Path] = ()
+) -> tuple[Volume, ...]:
     """Return the images of a case; () where the table names none.
 
     Parameters
@@ -68,11 +71,13 @@ def read_images(entry: Entry, *, allow_gaps: bool = False, files: Sequence[Path]
     if files:
         from medcam.formats.dicom import read_files
 
-        return (read_files(files, series=entry.series or None, volume=entry.volume, allow_gaps=allow_gaps),)
+        chosen: dict[str, Any] = {"series": entry.series or None, "volume": entry.volume}
+        return (read_files(files, allow_gaps=allow_gaps, regrid=regrid, **chosen),)
     first = tuple(
-        read(path, series=entry.series or None, volume=entry.volume, allow_gaps=allow_gaps) for path in entry.images[:1]
+        read(path, series=entry.series or None, volume=entry.volume, allow_gaps=allow_gaps, regrid=regrid)
+        for path in entry.images[:1]
     )
-    return (*first, *(read(path, allow_gaps=allow_gaps) for path in entry.images[1:]))
+    return (*first, *(read(path, allow_gaps=allow_gaps, regrid=regrid) for path in entry.images[1:]))
 
 
 def heatmap_of(path: Path, image: Volume | None) -> tuple[Heatmap, Volume | None]:

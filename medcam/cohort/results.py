@@ -238,7 +238,7 @@ class Cohort:
         How many cases got which verdict, by kind.
     verdict
         Of the cohort; None if all cases failed.
-    drawn_on, allow_gaps
+    drawn_on, allow_gaps, regrid
         How the files were read, so that pages read them alike; see `Asked`.
     sanity
         Whether maps of random weights are less like the learned ones than those of other patients; None where no weights were drawn anew.
@@ -263,6 +263,7 @@ class Cohort:
     verdict: Verdict | None = None
     drawn_on: tuple[int, int] | None = None
     allow_gaps: bool = False
+    regrid: bool = False
     sanity: Sanity | None = None
     notes: tuple[str, ...] = ()
 

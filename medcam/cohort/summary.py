@@ -62,7 +62,8 @@ def summarized(cases: Sequence[CaseResult], asked: Asked, *, primary: str, how: 
     how = how or Resampling()
     done = [case for case in cases if case.ok]
     bare = Cohort(
-        tuple(cases), asked.settings, how, primary, drawn_on=asked.drawn_on, allow_gaps=asked.allow_gaps, notes=_notes(cases)
+        tuple(cases), asked.settings, how, primary, drawn_on=asked.drawn_on, allow_gaps=asked.allow_gaps, regrid=asked.regrid,
+        notes=_notes(cases)
     )  # fmt: skip
     if not done:
         return bare

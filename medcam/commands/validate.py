@@ -190,6 +190,7 @@ def _asked(options: Namespace) -> Asked:
         decision_threshold=options.decision,
         drawn_on=(int(size[0]), int(size[1])) if size else None,
         allow_gaps=options.allow_gaps,
+        regrid=options.regrid,
     )
     check_primary(options.primary, asked)
     return asked

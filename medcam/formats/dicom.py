@@ -107,7 +107,12 @@ def read_dicom(
 
 
 def read_files(
-    paths: Sequence[Path], *, series: str | None = None, volume: int | None = None, allow_gaps: bool = False
+    paths: Sequence[Path],
+    *,
+    series: str | None = None,
+    volume: int | None = None,
+    allow_gaps: bool = False,
+    regrid: bool = False,
 ) -> Volume:
     """Read one volume from files that are named one by one, wherever they lie, as `read_dicom` does from a folder.
 
@@ -120,7 +125,7 @@ def read_files(
         raise InputError(f"there is no file {gone.name} any more; see whether the series was moved")
     files = [stored_file(path) for path in paths]
     with _quiet():
-        return _read(files, paths[0].parent.name, series, volume, allow_gaps=allow_gaps, regrid=False)
+        return _read(files, paths[0].parent.name, series, volume, allow_gaps=allow_gaps, regrid=regrid)
 
 
 def _read(

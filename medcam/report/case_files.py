@@ -15,7 +15,12 @@ _HALF = 0.5
 
 
 def case_of(
-    result: CaseResult, measures: Sequence[str], *, drawn_on: tuple[int, int] | None = None, allow_gaps: bool = False
+    result: CaseResult,
+    measures: Sequence[str],
+    *,
+    drawn_on: tuple[int, int] | None = None,
+    allow_gaps: bool = False,
+    regrid: bool = False,
 ) -> Case:
     """Return what the page of a case shows.
 
@@ -23,7 +28,7 @@ def case_of(
     ----------
     measures
         Which of its numbers stand on the page, by name.
-    drawn_on, allow_gaps
+    drawn_on, allow_gaps, regrid
         As the cohort knows them: how boxes and images were read.
 
     Raises
@@ -37,7 +42,7 @@ def case_of(
     if path is None or not result.entry.images:
         lacks = "heatmap" if path is None else "image"
         raise InputError(f"the case of line {result.entry.line} has no {lacks} to show")
-    reference = read_images(result.entry, allow_gaps=allow_gaps)[0]
+    reference = read_images(result.entry, allow_gaps=allow_gaps, regrid=regrid)[0]
     heatmap, image = heatmap_of(path, reference)
     shown = image_on(heatmap, reference if image is None else image)
     lesion = _lesion(result, reference, drawn_on)

@@ -64,7 +64,13 @@ def write_report(
         line = case.entry.line
         say(f"page {n} of {len(chosen)}, the case of line {line}")
         try:
-            shown = case_of(case, headline(cohort, found), drawn_on=cohort.drawn_on, allow_gaps=cohort.allow_gaps)
+            shown = case_of(
+                case,
+                headline(cohort, found),
+                drawn_on=cohort.drawn_on,
+                allow_gaps=cohort.allow_gaps,
+                regrid=cohort.regrid,
+            )
             if line in named:
                 sights[line] = Sight(line, named[line], _picture(shown))
             if pages != "none":
