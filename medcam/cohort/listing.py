@@ -56,19 +56,20 @@ def cases_in(
     UsageError
         If what was asked does not fit what is there.
     """
+    # Workers may stand elsewhere.
+    path = path.absolute()
     if path.is_file():
         if suffix or datatype or volume is not None:
             raise UsageError("--suffix, --datatype and --volume choose from a folder; a table names each image itself")
         entries = read_table(path, with_model=with_model, with_lesions=False, with_files=False)
-        return Cases(tuple(map(Case, entries)), path.parent.absolute())
+        return Cases(tuple(map(Case, entries)), path.parent)
     if not path.is_dir():
         raise InputError(f"there is nothing at {path}")
     if not with_model:
         raise UsageError("a folder of images needs --model; a table can name heatmaps that were made before")
-    root = path.absolute()
-    if suffix or datatype or (root / _BIDS).is_file():
-        return _of_bids(root, suffix, datatype, volume)
-    return _of_folder(root, volume)
+    if suffix or datatype or (path / _BIDS).is_file():
+        return _of_bids(path, suffix, datatype, volume)
+    return _of_folder(path, volume)
 
 
 def _of_bids(root: Path, suffix: str | None, datatype: str | None, volume: int | None) -> Cases:

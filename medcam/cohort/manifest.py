@@ -135,6 +135,7 @@ class Manifest:
             for words in ("pragma journal_mode=wal", "pragma synchronous=full"):
                 self._done(lambda words=words: self._rows.execute(words))  # type: ignore[misc]
             self._done(lambda: self._rows.executescript(_SCHEMA))
+            self._file = _identity_of(folder / NAME)
             _refuse_version(self.about(), folder, OutputError)
         except OutputError:
             self._lock.close()
@@ -189,6 +190,9 @@ class Manifest:
         return lock
 
     def _together(self, change: Callable[[], object]) -> None:
+        # SQLite would go on writing to a file whose folder was moved, and nobody would find it where it is looked for.
+        if self._file != _identity_of(self._folder / NAME):
+            raise OutputError(f"{self._folder} was moved or removed while it was written to; bring it back to go on")
         self._done(lambda: self._rows.execute("begin immediate"))
         try:
             self._done(change)
@@ -241,6 +245,15 @@ def _rows_of(rows: sqlite3.Connection) -> dict[str, Row]:
         }
         found[str(plain["id"])] = Row(**plain)
     return found
+
+
+def _identity_of(path: Path) -> tuple[int, int] | None:
+    """Return what tells a file from one that came in its place; None if it is not there."""
+    try:
+        status = path.stat()
+    except OSError:
+        return None
+    return status.st_dev, status.st_ino
 
 
 def _rolled_back(cursor: sqlite3.Cursor) -> None:

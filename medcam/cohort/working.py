@@ -53,7 +53,8 @@ class Network:
             If a file cannot be read.
         """
         named = [self.path, *((each or "").partition(":")[0] for each in (self.preprocessing, self.factory))]
-        said = [self.factory or "", self.preprocessing or ""]
+        # Where a file lies is no matter, only what it is called and holds.
+        said = [self.factory or "", "" if Path(self.preprocessing or "").is_file() else self.preprocessing or ""]
         try:
             for place in (Path(name) for name in named if name):
                 # What is no file is a name: of a demonstration, or of a module of Python.
@@ -233,10 +234,10 @@ def _loaded(network: Network, place: Place, work: Work) -> Model:
 
 def _read(task: Task, work: Work, asked: Asked) -> _Read:
     inputs = read_inputs(task.entry, asked, files=task.series)
-    files = files_of(task.entry, task.series)
+    # What was read of the images is known by its digest already.
     held = [volume.source.sha256 for volume in inputs.volumes]
     try:
-        held += [digest_of(paths) for name, paths in files.items() if not name.startswith("image ")]
+        held += [digest_of(paths) for paths in files_of(replace(task.entry, images=())).values()]
     except OSError as error:
         raise InputError(f"a file of the case cannot be read: {error.strerror or error}") from error
     key = hashlib.sha256(json.dumps([task.question, held]).encode()).hexdigest()

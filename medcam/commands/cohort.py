@@ -7,7 +7,7 @@ from argparse import ArgumentParser, Namespace
 from collections import Counter
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from medcam.commands import Result, Say
 from medcam.commands.parsing import Commands, command
@@ -118,7 +118,9 @@ def run(options: Namespace, say: Say) -> Result:
     how = Resampling(replicates=options.replicates, seed=options.seed)
     adding = Adding(asked, options.primary, how, options.parquet or None)
     network = (
-        Network(options.model, options.factory, options.preprocessing, options.trust_code) if options.model else None
+        Network(_whole(options.model), options.factory, _whole(options.preprocessing), options.trust_code)
+        if options.model
+        else None
     )
     cases = _cases(options, say)
     out = Path(options.out)
@@ -140,12 +142,21 @@ def run(options: Namespace, say: Say) -> Result:
     return _run(options, cases, work, how_run, adding, say)
 
 
+def _whole(text: str | None) -> Any:
+    """Return the path of a file from the root, since a worker may stand elsewhere; what is no file is a name and stays one."""
+    return str(Path(text).absolute()) if text and Path(text).exists() else text
+
+
 def _check_names(options: Namespace) -> None:
     """Refuse slips before anything long."""
     from medcam.engine.methods import method_named
     from medcam.formats import WRITERS
     from medcam.options import chosen, listed
 
+    if options.series:
+        raise UsageError(
+            "--series chooses from one folder; a table has a column 'series', and of an archive all series are cases"
+        )
     if options.model:
         method_named(options.method)
     for text in listed(options.formats):

@@ -15,6 +15,8 @@ from medcam.commands import Say
 
 _EVERY_S = 5.0
 _BAR = 24
+# A slip of the command line fails all cases alike.
+_MOST_TOLD = 20
 
 
 @final
@@ -46,9 +48,10 @@ class Progress:
         """Count a case that is done, or that failed with this error."""
         self.done += not error
         self.failed += bool(error)
-        if error:
+        if error and self.failed <= _MOST_TOLD:
             self._clear()
-            self._say(f"line {line} failed: {error}")
+            rest = "; further ones stand in cases.csv" if self.failed == _MOST_TOLD else ""
+            self._say(f"line {line} failed: {error}{rest}")
         self._tell()
 
     def end(self) -> None:

@@ -150,6 +150,20 @@ def test_a_damaged_file_of_an_archive_fails_its_folder_and_no_other(archive: Pat
     assert sorted(row.state for row in rows) == ["done", "failed"]
 
 
+def test_uneven_slices_are_put_on_an_even_grid_where_that_is_asked_for(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    paths = write_series(tmp_path / "x" / "a", stored_values((14, 12, 10)), GEOMETRIES["axial"])
+    last = pydicom.dcmread(paths[-1])
+    last.ImagePositionPatient = [*last.ImagePositionPatient[:2], last.ImagePositionPatient[2] + 1]
+    last.save_as(paths[-1])
+    assert run(tmp_path / "x", tmp_path / "out", "--formats", "nifti") == 1
+    assert "uneven distances" in capsys.readouterr().err
+    assert run(tmp_path / "x", tmp_path / "out", "--formats", "nifti", "--regrid") == 0
+    assert run(tmp_path / "x", tmp_path / "out", "--series", "4") == 2
+    assert "a column 'series'" in capsys.readouterr().err
+
+
 def test_what_is_not_explained_of_an_archive_is_counted(tmp_path: Path) -> None:
     write_series(tmp_path / "x" / "a", stored_values((14, 12, 10)), GEOMETRIES["oblique"])
     for path in (tmp_path / "x" / "a").iterdir():

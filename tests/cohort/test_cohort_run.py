@@ -267,6 +267,18 @@ def test_a_full_disk_ends_the_run_and_what_is_done_stands(
     assert not list(out.rglob(".medcam-*"))
 
 
+def test_a_folder_that_is_taken_away_ends_the_run(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    table, out = study(tmp_path), tmp_path / "out"
+    with monkeypatch.context() as patched:
+        _each_read(patched, lambda n: out.rename(tmp_path / "away") if n == 2 else None)
+        assert run(table) == 5
+    # What was done stands where the folder is now.
+    for path in out.rglob("*"):
+        assert path.is_dir() or path.name.startswith(("scan2", ".")) or path.parent.name == "cases"
+    rows = read_manifest(tmp_path / "away")[1]
+    assert sorted(row.state for row in rows.values()) == ["done", "done", "waiting", "waiting"]
+
+
 def test_what_a_killed_writer_left_is_swept_away_and_its_case_done(run: Run, tmp_path: Path) -> None:
     table, out = study(tmp_path, 2), tmp_path / "out"
     assert run(table) == 0
@@ -315,6 +327,28 @@ def test_cases_with_a_lesion_are_measured_as_validate_measures_them_and_the_othe
         assert {**one, "heatmap": "", "seconds": ""} == {**other, "heatmap": "", "seconds": ""}
     for name in ("lesions.csv", "summary.csv"):
         assert (out / name).read_text() == (tmp_path / "judged" / name).read_text()
+
+
+def test_given_heatmaps_are_measured_without_a_network_and_stay_where_they_lie(run: Run, tmp_path: Path) -> None:
+    table = study(tmp_path, 2, masks=True)
+    assert run(table, "--lesion-draws", "0", "--random-networks", "0", *QUICK[:4], "--report", "none") == 0
+    maps = [tmp_path / "out/heatmaps" / f"site{n}/scan{n}_gradcam.nii.gz" for n in (0, 1)]
+    lines = table.read_text().splitlines()
+    rows = [f"{line},out/heatmaps/site{n}/scan{n}_gradcam.nii.gz" for n, line in enumerate(lines[1:])]
+    given = tmp_path / "given.csv"
+    given.write_text("\n".join([f"{lines[0]},heatmap", *rows]) + "\n")
+    out = tmp_path / "given"
+    again = ["cohort", str(given), "--engine", "inline", "--out", str(out), *QUICK]
+    assert main(again) == 0
+    assert not (out / "heatmaps").exists()
+    for own, theirs in zip(rows_of(out), rows_of(tmp_path / "out"), strict=True):
+        assert own["average_precision"] == theirs["average_precision"] != ""
+        assert (out / own["heatmap"]).resolve() in maps
+    # A heatmap's sidecar is part of it.
+    sidecar = maps[0].with_name("scan0_gradcam.json")
+    sidecar.write_text(sidecar.read_text().replace('"target"', '"aim"', 1))
+    assert main(again) == 1
+    assert main(["cohort", str(table), "--out", str(tmp_path / "none")]) == 4
 
 
 def test_parquet_holds_the_table(run: Run, tmp_path: Path) -> None:
