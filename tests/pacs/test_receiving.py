@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import socket
 import ssl
+import struct
 import subprocess
 import threading
 import time
@@ -15,13 +16,13 @@ from typing import Any
 import numpy as np
 import pydicom
 import pytest
-from damaged_associations import data, hammer, request
+from damaged_associations import command, data, hammer, request
 from pydicom.uid import MPEG2MPML, JPEG2000Lossless, JPEGLSLossless, RLELossless
 from pynetdicom import AE, build_context
 from pynetdicom.sop_class import CTImageStorage, MRImageStorage, SecondaryCaptureImageStorage, SegmentationStorage
 
 from formats.dicom_phantom import GEOMETRIES, MARKERS, stored_values, write_series
-from medcam.errors import UsageError
+from medcam.errors import InputError, UsageError
 from medcam.pacs import receiving
 from medcam.pacs.admission import Door, Guests, Limits, networks
 from medcam.pacs.inbox import Inbox
@@ -247,6 +248,38 @@ def test_whoever_hangs_is_hung_up_on(tmp_path: Path) -> None:
         assert time.monotonic() - start < 8
         until(lambda: threading.active_count() <= before)
         assert here.receiver.door.open_peers() == frozenset()
+
+
+def test_a_pdu_that_claims_to_be_large_is_not_waited_for(tmp_path: Path) -> None:
+    with node(tmp_path) as here, connection(here.port) as claiming:
+        claiming.sendall(request())
+        assert claiming.recv(1 << 16)[:1] == b"\x02"
+        start = time.monotonic()
+        claiming.sendall(struct.pack(">BBI", 4, 0, 4 << 20) + bytes(100))
+        assert claiming.recv(1) == b""
+        assert time.monotonic() - start < 5
+
+
+def test_a_peer_that_does_not_wait_for_answers_fills_no_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    entered, go = threading.Event(), threading.Event()
+
+    def slowly(*_: object, **__: object) -> None:
+        entered.set()
+        assert go.wait(10)
+        raise InputError("it is none")
+
+    monkeypatch.setattr(receiving, "arrival", slowly)
+    with node(tmp_path) as here, connection(here.port) as hasty:
+        hasty.sendall(request())
+        hasty.recv(1 << 16)
+        for _ in range(3):
+            hasty.sendall(data(command(), kind=3) + data(b"x" * 1000, kind=2))
+        assert entered.wait(10)
+        time.sleep(0.3)
+        (open_one,) = here.receiver._server.active_associations
+        assert open_one.dimse.msg_queue.qsize() == 0
+        go.set()
+        until(lambda: len(here.said) == 3)
 
 
 @pytest.mark.parametrize(
