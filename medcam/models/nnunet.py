@@ -219,8 +219,10 @@ def _json(path: Path) -> dict[str, Any]:
 def _ask_for_trust(
     checkpoints: Sequence[Path], plans: Mapping[str, Any], trust_code: bool, say: Callable[[str], None]
 ) -> None:
-    settings = [held for held in plans.get("configurations", {}).values() if isinstance(held, dict)]
-    named = sorted({str(held["architecture"].get("network_class_name")) for held in settings if "architecture" in held})
+    configurations = plans.get("configurations")
+    held = list(configurations.values()) if isinstance(configurations, dict) else []
+    architectures = [one.get("architecture") for one in held if isinstance(one, dict)]
+    named = sorted({str(one.get("network_class_name")) for one in architectures if isinstance(one, dict)})
     opened = ", ".join(f"{checkpoint.parent.name}/{checkpoint.name}" for checkpoint in checkpoints)
     code = [
         f"nnU-Net opens {opened} as pickles",

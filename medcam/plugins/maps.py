@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from medcam.engine import Relevance, relevances
 from medcam.engine.asked import AnyTarget
+from medcam.engine.methods import method_named
 from medcam.engine.windows import Windows, windowed_relevances
 from medcam.errors import UsageError
 from medcam.models import Model, wrap_module
@@ -112,6 +113,11 @@ def maps(model: Model | nn.Module, inputs: Num[Tensor, "b c *s"], question: Ques
         If the network does not accept the batch.
     """
     known = model if isinstance(model, Model) else wrap_module(model)
+    if known.members and None in question.layers and any(method_named(m).looks_at_layer for m in question.methods):
+        raise UsageError(
+            f"the model is the mean of {len(known.members)} networks: medcam.explain adds up their maps; here name a layer of one, such as "
+            f"one in {known.members[0]}"
+        )
     dims = known.spatial_dims
     if dims is not None and inputs.ndim != dims + 2:
         raise UsageError(

@@ -38,8 +38,8 @@ class Explain(Transform):  # type: ignore[misc]
         Names as `medcam explain` takes them, one or several. The heatmap has a channel for each target, method and layer, in this order.
         By default Grad-CAM of the predicted class at the last layer before the head.
     inferer
-        What the network predicts with. The windows of a SlidingWindowInferer are the explanation's; a SimpleInferer, or None, shows the
-        network the whole image at once.
+        What the network predicts with. The windows of a SlidingWindowInferer are the explanation's; a SimpleInferer shows the network the
+        whole image at once. By default the windows that a model of `medcam.load_model` names, else the whole image.
     score, activation, output, class_names, seed, exact, unseen
         See `medcam.plugins.maps.Question`.
 
@@ -65,10 +65,13 @@ class Explain(Transform):  # type: ignore[misc]
         exact: bool = False,
         unseen: float = 0.0,
     ) -> None:
+        windows = windows_of(inferer)
+        if inferer is None and isinstance(model, Model) and model.windows is not None:
+            windows = Windows(**model.windows)
         self.model = model
         self.question = Question(
             several(methods), several(targets), several(layers), score, activation, output, tuple(class_names), seed,
-            windows_of(inferer), exact, unseen,
+            windows, exact, unseen,
         )  # fmt: skip
 
     def __call__(self, img: Num[Tensor, "c *s"]) -> Float[Tensor, "n *s"]:

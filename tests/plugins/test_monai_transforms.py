@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ import pytest
 import torch
 from monai import transforms as mt
 from monai.data import DataLoader, Dataset, MetaTensor, decollate_batch
-from monai.inferers import SlidingWindowInferer
+from monai.inferers import SimpleInferer, SlidingWindowInferer
 from test_pipeline import BrightestCell
 from torch import nn
 
@@ -25,6 +26,7 @@ from medcam.engine.windows import Windows, windowed_relevances
 from medcam.errors import UsageError
 from medcam.geometry import Grid
 from medcam.lesion_net import LesionNet
+from medcam.models import wrap_module
 from medcam.plugins.maps import RECIPES, recipes_of
 from medcam.plugins.transforms import Explain, Explaind, HeatmapToMask, HeatmapToMaskd
 from medcam.volume import Heatmap
@@ -247,6 +249,17 @@ def test_sliding_windows_are_those_of_the_users_own_inferer() -> None:
     torch.testing.assert_close(heatmap, known.relevances[0].on_input())
     with pytest.raises(UsageError, match="exact means something for sliding windows only"):
         Explain(network, exact=True)
+
+
+def test_a_model_that_names_its_windows_is_seen_through_them_and_an_ensemble_is_not_taken_for_one_network() -> None:
+    network = LesionNet(3, (2, 3), dilations=(1, 1)).eval()
+    given = torch.rand(1, 20, 24, 28, generator=torch.Generator().manual_seed(3))
+    model = replace(wrap_module(network), windows={"roi_size": (16, 16, 16), "overlap": 0.5})
+    inferer = SlidingWindowInferer((16, 16, 16), overlap=0.5, mode="gaussian")
+    torch.testing.assert_close(Explain(model)(given), Explain(network, inferer=inferer)(given))
+    torch.testing.assert_close(Explain(model, inferer=SimpleInferer())(given), Explain(network)(given))
+    with pytest.raises(UsageError, match="the mean of 2 networks"):
+        Explain(replace(model, members=("first", "second")))(given)
 
 
 def test_it_works_in_a_film_in_inference_mode_and_leaves_the_network_as_it_was() -> None:
