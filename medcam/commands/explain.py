@@ -45,7 +45,8 @@ def add(commands: Commands) -> None:
         help="one image, or one for each input channel, the first being the reference",
     )
     explain.add_argument(
-        "--model", help="a MONAI bundle (folder or zip), .pt2, weights with --factory, demo-mri or demo-cxr"
+        "--model",
+        help="a MONAI bundle (folder or zip), an nnU-Net folder, .pt2, weights with --factory, demo-mri or demo-cxr",
     )
     explain.add_argument(
         "--preprocessing", metavar="FILE", help="MONAI transforms (JSON or YAML) instead of the model's own"

@@ -38,10 +38,11 @@ def run(options: Namespace, say: Say) -> Result:
 
 
 def _is_model(path: Path, options: Namespace) -> bool:
-    if options.factory or options.input_shape or str(path).startswith("demo-"):
+    if options.factory or options.input_shape or str(path).startswith(("demo-", "nnunet:")):
         return True
     if path.is_dir():
-        return (path / "configs").is_dir() or (path / "metadata.json").is_file()
+        nnunet = any((home / "plans.json").is_file() for home in (path, path.parent))
+        return nnunet or (path / "configs").is_dir() or (path / "metadata.json").is_file()
     if path.suffix.lower() == ".zip" and zipfile.is_zipfile(path):
         with zipfile.ZipFile(path) as archive:
             return any("configs/" in name for name in archive.namelist())
