@@ -47,7 +47,7 @@ class NnunetFolder:
     class_names: tuple[str, ...]
     preprocessing: Callable[[MetaTensor], MetaTensor]
     input_channels: int
-    spatial_dims: int
+    spatial_shape: tuple[int, ...]
     windows: Mapping[str, Any]
     activation: str | None
     members: tuple[str, ...]
@@ -114,7 +114,7 @@ def load_nnunet(path: Path, *, trust_code: bool, say: Callable[[str], None]) -> 
         class_names=_class_names(dataset, labels),
         preprocessing=NnunetPreprocessing(predictor.plans_manager, settings, dataset),
         input_channels=channels,
-        spatial_dims=len(sides),
+        spatial_shape=tuple(sides),
         windows=_windows(sides, through),
         activation="sigmoid" if labels.has_regions else None,
         members=names if len(names) > 1 else (),

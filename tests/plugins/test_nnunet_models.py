@@ -213,6 +213,16 @@ def test_the_command_line_explains_a_case_and_keeps_json_clean(
     np.testing.assert_allclose(nibabel.load(written).affine, GRID.affine, atol=1e-5)
 
 
+def test_its_layers_can_be_listed(nnunet: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    home = write_folder(tmp_path, plans())
+    assert main(["inspect", f"nnunet:{home}", "--trust-code"]) == 0
+    listed = capsys.readouterr().out
+    assert "input   1x12x16x20" in listed
+    assert "* " in listed
+    assert main(["inspect", str(home / "fold_0"), "--trust-code"]) == 0
+    assert "decoder.stages.0" in capsys.readouterr().out
+
+
 def test_labels_have_names_and_regions_are_sigmoids(nnunet: Any, tmp_path: Path) -> None:
     labelled = medcam.load_model(
         write_folder(tmp_path / "labels", plans(), labels={"lesion": 2, "background": 0, "spleen": 1, "ignore": 3}),
