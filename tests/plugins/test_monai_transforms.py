@@ -21,6 +21,7 @@ from torch import nn
 import medcam
 from conftest import blob, made_volume, oblique_grid
 from engine.toy_networks import Classifier, Segmenter, image
+from formats.dicom_phantom import GEOMETRIES, write_series
 from medcam.engine import EXPLAINERS, relevances
 from medcam.engine.windows import Windows, windowed_relevances
 from medcam.errors import UsageError
@@ -102,6 +103,31 @@ def test_invertd_and_save_imaged_put_the_heatmap_where_medcam_explain_puts_it(
     # Interpolated twice instead of once, so its peak is lower and blunter, but nowhere else.
     assert np.corrcoef(voxels[seen], known.relevance[seen])[0, 1] > 0.99
     assert np.linalg.norm(hottest_mm(voxels, affine) - np.array(peak.world_mm)) <= np.linalg.norm(GRID.spacing_mm)
+
+
+@pytest.mark.parametrize("geometry", ["oblique", "sagittal", "against the normal"])
+def test_of_a_dicom_series_both_ways_point_at_the_same_place(geometry: str, tmp_path: Path) -> None:
+    grid = Grid((29, 24, 18), GEOMETRIES[geometry])
+    spot = grid.world_mm(np.array([18.0, 8.0, 11.0]))
+    write_series(tmp_path / "study", (1000 * blob(grid, spot, 5.0)).astype(np.int16), grid.affine)
+    network = BrightestCell().eval()
+    steps = [
+        mt.Orientationd("image", "RAS"),
+        mt.Spacingd("image", (1.5, 1.5, 1.5)),
+        mt.ScaleIntensityd("image"),
+        mt.Resized("image", (32, 36, 28)),
+    ]
+    loading = [mt.LoadImaged("image", reader="PydicomReader"), mt.EnsureChannelFirstd("image")]
+    before = mt.Compose([*loading, *steps])
+    after = mt.Compose(
+        [Explaind("image", network, targets=1), mt.Invertd("image_heatmap", before, "image", nearest_interp=False)]
+    )
+    found = after(before({"image": str(tmp_path / "study")}))["image_heatmap"]
+    known = medcam.explain(medcam.read(tmp_path / "study"), network, target=1, preprocessing=mt.Compose(steps)).peak()
+    assert known is not None
+    place = hottest_mm(found[0].numpy(), found.affine.numpy())
+    assert np.linalg.norm(place - np.array(known.world_mm)) <= np.linalg.norm(grid.spacing_mm)
+    assert np.linalg.norm(place - spot) <= 0.5 * 6 * np.sqrt(3)
 
 
 def test_a_stretched_map_would_lie_elsewhere() -> None:
