@@ -21,6 +21,8 @@ from medcam.trials.scoring import explaining, on_trial
 from medcam.validate.measures import Measure
 
 _CONTROL = "blob"
+# What looks like the image's own tissue comes first: a blurred or flat patch with edges may be a lesion itself.
+_FILLS = ("inpaint", "blur")
 # The digits of a score that a curve can show.
 _DIGITS = 6
 _BOXES = 100
@@ -40,7 +42,7 @@ def faithful(model: Model, case: Case, asked: Asked, at: Input) -> Tried:
     about = asked_about(model, case, asked)
     with on_trial(model.network, at.tensor, **about) as study:
         for found in deletion_and_insertion(
-            study, at.map, domain=at.domain, spacing_mm=at.spacing_mm, controls=(_CONTROL,)
+            study, at.map, fills=_FILLS, domain=at.domain, spacing_mm=at.spacing_mm, controls=(_CONTROL,)
         ):
             fill, (blobs,) = found.fill, found.control_curves[_CONTROL]
             numbers[f"deletion@{fill}"] = Measure(float(found.deletion.area[0]), "score")

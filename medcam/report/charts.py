@@ -12,11 +12,27 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from medcam.report.cohort_numbers import number, spoken
-from medcam.report.sheet import COLOURS, DASHES, FAINT, INK, MARKERS, PLAIN, RULE, SMALL, label, legend, sheet, write
+from medcam.report.sheet import (
+    COLOURS,
+    DASHES,
+    FAINT,
+    INK,
+    MARKERS,
+    PLAIN,
+    RULE,
+    SMALL,
+    WIDTH,
+    label,
+    legend,
+    sheet,
+    write,
+)
 from medcam.validate.bootstrap import Interval
 from medcam.validate.lesions import LUNA_RATES, Froc
 
 _ROW = 0.21
+# In inches: a letter of a name, and how far behind the axes values and counts stand.
+_LETTER, _VALUE, _COUNT = 0.066, 0.1, 1.85
 
 
 @dataclass(frozen=True)
@@ -72,14 +88,18 @@ def forest(groups: Sequence[Group], *, title: str, axis: str) -> Figure:
         What the horizontal axis is.
     """
     count = sum(len(group.rows) + 1.4 for group in groups)
-    figure, axes = sheet(title, count * _ROW + 1.0, left=2.45, right=2.4)
+    words = [*(group.title for group in groups), *(row.label for group in groups for row in group.rows)]
+    left = max(2.45, 0.2 + _LETTER * max(map(len, words), default=0))
+    figure, axes = sheet(title, count * _ROW + 1.0, left=left, right=2.4)
+    # Columns beside the axes keep their places, however wide these are.
+    inch = 1 / (WIDTH - left - 2.4)
     y = 0.0
     for group in groups:
-        write(axes, -0.035, y, group.title, align="right", weight="bold", size=PLAIN, colour=INK)
+        write(axes, -0.08 * inch, y, group.title, align="right", weight="bold", size=PLAIN, colour=INK)
         first = y + 0.5
         for row in group.rows:
             y += 1.0
-            _draw_estimate(axes, row, y, group.unit)
+            _draw_estimate(axes, row, y, group.unit, inch)
         if not math.isnan(group.chance):
             (line,) = axes.plot([group.chance] * 2, [first, y + 0.5], color=INK, linewidth=1.1, linestyle=(0, (2, 1.5)))
             line.set_gid("chance")
@@ -92,14 +112,14 @@ def forest(groups: Sequence[Group], *, title: str, axis: str) -> Figure:
     level = next((row.interval.level for group in groups for row in group.rows), 0.95)
     dashed = any(not math.isnan(group.chance) for group in groups)
     label(axes, f"{axis} (point and {100 * level:g} % interval{'; dashed: chance' if dashed else ''})", "")
-    write(axes, 1.05, -0.62, "value [interval]", size=SMALL, colour=FAINT)
-    write(axes, 1.72, -0.62, "cases/patients", size=SMALL, colour=FAINT, align="center")
+    write(axes, 1 + _VALUE * inch, -0.62, "value [interval]", size=SMALL, colour=FAINT)
+    write(axes, 1 + _COUNT * inch, -0.62, "cases/patients", size=SMALL, colour=FAINT, align="center")
     return figure
 
 
-def _draw_estimate(axes: Axes, row: Estimate, y: float, unit: str) -> None:
+def _draw_estimate(axes: Axes, row: Estimate, y: float, unit: str, inch: float) -> None:
     interval, n = row.interval, row.style % len(COLOURS)
-    write(axes, -0.035, y, row.label, align="right", size=SMALL, colour=INK)
+    write(axes, -0.08 * inch, y, row.label, align="right", size=SMALL, colour=INK)
     if not (math.isnan(interval.low) or math.isnan(interval.high)):
         (line,) = axes.plot(
             [interval.low, interval.high], [y, y], color=COLOURS[n], linewidth=1.6, solid_capstyle="butt"
@@ -118,8 +138,8 @@ def _draw_estimate(axes: Axes, row: Estimate, y: float, unit: str) -> None:
             zorder=3,
         )
         point.set_gid("point")
-    write(axes, 1.05, y, spoken(interval, unit), size=SMALL, colour=INK)
-    write(axes, 1.72, y, f"{interval.cases}/{interval.patients}", size=SMALL, colour=FAINT, align="center")
+    write(axes, 1 + _VALUE * inch, y, spoken(interval, unit), size=SMALL, colour=INK)
+    write(axes, 1 + _COUNT * inch, y, f"{interval.cases}/{interval.patients}", size=SMALL, colour=FAINT, align="center")
 
 
 def _range(groups: Sequence[Group]) -> tuple[float, float]:
@@ -141,7 +161,7 @@ def froc_chart(curves: Mapping[str, Froc], *, title: str, rates: Sequence[float]
     rates
         False findings a scan at which the curve is read.
     """
-    figure, axes = sheet(title, 3.7, left=0.7, right=2.1)
+    figure, axes = sheet(title, 3.7, left=0.7, right=2.4)
     most = max([*rates, *(float(c.false_per_scan.max()) for c in curves.values() if c.false_per_scan.size)])
     least = min(rates) / 2
     for n, (name, curve) in enumerate(curves.items()):

@@ -55,8 +55,8 @@ def _planned(cohort: Cohort) -> Extra:
     """Return how many cases and patients show what is worth finding, if they spread and cluster as these do."""
     primary = cohort.primary
     words = (
-        f"If cases spread and cluster as these do, and {words_of(primary)} stays the primary measure. For differences: 80 % power, "
-        "two-sided p of 0.05, paired. Cautious: this cohort's own spread may be too small by chance; with its upper 80 % limit."
+        f"If cases spread and cluster as these do, and {words_of(primary)} stays primary. For differences: 80 % power, "
+        "two-sided p of 0.05, paired. Cautious: with the upper 80 % limit of these cases' spread, which may be small by chance."
     )
     cases = cohort.done
     own, patients = [_finite(value_of(case, primary)) for case in cases], [case.entry.patient for case in cases]

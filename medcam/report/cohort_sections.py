@@ -67,23 +67,11 @@ def summary_section(cohort: Cohort) -> str:
     parts = [_side_by_side(cohort, few)]
     apart = [line for line in few if line.against is not None]
     if apart:
+        first = [line for line in apart if line.row.measure == cohort.primary]
+        others = [line for line in apart if line.row.measure != cohort.primary]
+        parts.append(f"<h3>Heatmap less its baselines</h3>{_apart('Differences on the same cases', first)}")
         parts.append(
-            "<h3>Heatmap less its baselines</h3>"
-            + table(
-                "Differences on the same cases",
-                ("measure", "baseline", "difference", "p", "Holm's p"),
-                [
-                    (
-                        line.name,
-                        line.row.map,
-                        spoken(line.against.difference.interval, line.row.unit),
-                        p_value(line.against.p),
-                        p_value(line.against.holm),
-                    )
-                    for line in apart
-                    if line.against is not None
-                ],
-            )
+            f"<details><summary>The same for other measures, which explore</summary>{_apart('', others)}</details>"
         )
     sane = sanity_words(cohort)
     parts += [f"<h3>Randomized weights</h3><p>{escape(sane)}</p>"] if sane else []
@@ -106,6 +94,21 @@ def summary_section(cohort: Cohort) -> str:
         for each in extras(cohort)
     ]
     return "\n".join(parts)
+
+
+def _apart(words: str, found: Sequence[Line]) -> str:
+    rows = [
+        (
+            line.name,
+            line.row.map,
+            spoken(line.against.difference.interval, line.row.unit),
+            p_value(line.against.p),
+            p_value(line.against.holm),
+        )
+        for line in found
+        if line.against is not None
+    ]
+    return table(words, ("measure", "baseline", "difference", "p", "Holm's p"), rows)
 
 
 def _side_by_side(cohort: Cohort, few: Sequence[Line]) -> str:

@@ -131,7 +131,8 @@ def _measuring(cohort: Cohort) -> list[str]:
         f"Pieces of a mask below {settings.least_lesion:g} mL (cm² of a film) were no lesions of their own."
         if settings.least_lesion
         else "",
-        f"The free-response curve is of raw scores, read at {listed([_rate(r) for r in LUNA_RATES])} false findings a scan."
+        f"The free-response curve is of raw scores, read at {listed([_rate(r) for r in LUNA_RATES])} false findings a scan; there a lesion "
+        f"is found by a finding whose peak lies in it, or at most {min(settings.tolerances_mm, default=0.0):g} {unit} from it."
         if cohort.froc
         else "",
         "A measure that is not defined, as of an empty mask or of a map without positive relevance, was left out and counted, never set "

@@ -9,11 +9,25 @@ import numpy as np
 
 from medcam.cohort.results import HEATMAP, Cohort
 from medcam.report.charts import Estimate, Group, forest, froc_chart, sizes_chart
-from medcam.report.cohort_numbers import Line, counted_cohort, headline, lines, number, spoken, trial_lines, words_of
+from medcam.report.cohort_numbers import (
+    Line,
+    counted_cohort,
+    headline,
+    length_unit,
+    lines,
+    number,
+    spoken,
+    trial_lines,
+    words_of,
+)
 from medcam.report.plate import Plate
 from medcam.report.trial_plates import curve_plates, randomization_plate
 from medcam.validate.statistics import mean
 from medcam.validate.strata import EDGES_ML, sizes
+
+
+# How the names of figures of trials end, by the unit.
+_KINDS = {"": "shares", "score": "scores", "mm": "lengths", "pixels": "lengths"}
 
 
 def plates(cohort: Cohort) -> tuple[Plate, ...]:
@@ -66,16 +80,23 @@ def _in_words(line: Line) -> str:
     return f"{line.name[:1].upper()}{line.name[1:]}: {spoken(line.row.interval, line.row.unit)}{chance}."
 
 
-def _tried(cohort: Cohort) -> list[Plate | None]:
+def _tried(cohort: Cohort) -> list[Plate]:
     """Return forests of what was tried on the network, those of one unit together."""
     found = trial_lines(cohort)
-    units = {"": "shares", "score": "in units of the score"}
-    drawn = []
+    units = {"": "shares", "score": "units of the score", "mm": "mm", "pixels": "pixels"}
+    drawn: list[Plate] = []
     for unit, words in units.items():
-        name = f"forest_trials_{'shares' if unit == '' else 'scores'}"
-        drawn.append(
-            _forest(name, "Tried on the network", [line for line in found if line.row.unit == unit], cohort, axis=words)
+        rows = [line for line in found if line.row.unit == unit]
+        if not rows:
+            continue
+        # One map is tried, so the rows are the trials.
+        group = Group(
+            "", tuple(Estimate(line.name, line.row.interval) for line in rows), unit if unit != "score" else ""
         )
+        title = f"Tried on the network, {words}, {counted_cohort(cohort)}"
+        said = f"{title}. {' '.join(_in_words(line) for line in rows)}"
+        name = f"forest_trials_{_KINDS[unit]}"
+        drawn.append(Plate(name, "Tried on the network", forest([group], title=title, axis=words), said))
     return drawn
 
 
@@ -85,7 +106,9 @@ def _froc(cohort: Cohort) -> Plate | None:
         return None
     first = next(iter(curves.values()))
     title = f"Free-response curve, {first.lesions} lesions in {counted_cohort(cohort)}"
-    words = f"{title}. Mean share of lesions found over 1/8 to 8 false findings a scan: "
+    nearest = f"{min(cohort.settings.tolerances_mm, default=0.0):g} {length_unit(cohort)}"
+    words = f"{title}. A finding finds a lesion that its peak lies in, or at most {nearest} from. "
+    words += "Mean share of lesions found over 1/8 to 8 false findings a scan: "
     words += ", ".join(f"{name} {number(curve.score())}" for name, curve in curves.items())
     return Plate("froc", "Free-response curve", froc_chart(curves, title=title), f"{words}.")
 

@@ -101,7 +101,7 @@ def measure(
     return CaseMeasures(
         {name: _explained(scene, number) for name, number in numbers.items()},
         _rows(facts),
-        Findings.of(facts.findings, facts.matching, facts.matching.touching()),
+        Findings.of(facts.findings, facts.matching, facts.matching.peak_within(_nearest(facts.settings))),
         box_curve(scene, around_lesions if boxes is None else boxes),
         Histogram.of(facts.ranked),
         Curve(case, patient, facts.ranked.level_dice()),
@@ -154,6 +154,11 @@ def _of_the_peak(facts: _Facts) -> dict[str, Measure]:
         any_of_k = any_peak_hits(facts.high, k, distance.at, tolerance) if distance else _NAN
         numbers[f"top{k}_hit{suffix}"] = Measure(any_of_k)
     return numbers
+
+
+def _nearest(settings: Settings) -> float:
+    """Return how near to a lesion a finding's peak detects it in FROC: a finding as large as the body touches every lesion."""
+    return min(settings.tolerances_mm, default=0.0)
 
 
 def _within(tolerance_mm: float) -> str:

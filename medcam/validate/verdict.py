@@ -120,7 +120,7 @@ def _use(trials: Mapping[str, Measure]) -> tuple[bool | None, str]:
     if not known:
         return None, ""
     ps = {fill: _of(trials, f"lesion_p@{fill}") for fill in known}
-    words = "; ".join(f"{share:.0%} if filled by {fill} (p {ps[fill]:.2g})" for fill, share in known.items())
+    words = "; ".join(f"{share:.0%} if {_filled(fill)} (p {ps[fill]:.2g})" for fill, share in known.items())
     words = f"Of the score this hangs on the lesion, beyond a healthy region of its shape: {words}."
     if all(share >= USED and ps[fill] <= CHANCE for fill, share in known.items()):
         return True, words
@@ -209,7 +209,7 @@ def of_cohort(evidence: Evidence) -> Verdict:
     over = evidence.over_chance
     if over is None or over.low != over.low:
         return Verdict("untold", ("Chance is not known for the primary measure.", *use_words), missing)
-    placed = f"{evidence.primary}: {_signed(over)} over chance."
+    placed = f"{_named(evidence)}: {_signed(over)} over chance."
     if evidence.ceiling < FINE and (evidence.reached >= REACHED or evidence.within_a_cell >= HIT):
         words = f"On cells of this layer the lesions themselves reach an average precision of {evidence.ceiling:.2f}."
         return Verdict("coarse", (words, placed, *use_words), missing)
@@ -233,7 +233,7 @@ def _cohort_uses(evidence: Evidence) -> tuple[bool | None, tuple[str, ...]]:
         words.append(f"The network tells cases with a lesion from those without by an AUC of {_plain(apart)}.")
     for fill, share in evidence.share.items():
         words.append(
-            f"Of the score {_percent(share)} hangs on the lesions, beyond healthy regions of their shape, if filled by {fill}."
+            f"Of the score {_percent(share)} hangs on the lesions, beyond healthy regions of their shape, if {_filled(fill)}."
         )
     shares = [share for share in evidence.share.values() if share.low == share.low]
     if shares and all(share.high < USED for share in shares):
@@ -252,7 +252,7 @@ def _against(evidence: Evidence) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """Return the baselines that the heatmaps are not clearly better than, and sentences on all."""
     level = tuple(name for name, apart in evidence.over_baselines.items() if not apart.low > 0)
     words = [
-        f"{evidence.primary}: {_signed(evidence.over_baselines[name])} over {name.replace('-', ' ')}"
+        f"{_named(evidence)}: {_signed(evidence.over_baselines[name])} over {name.replace('-', ' ')}"
         + (", no clear gain." if name in level else ".")
         for name in sorted(evidence.over_baselines, key=lambda name: evidence.over_baselines[name].value)
     ]
@@ -265,6 +265,16 @@ def _of(numbers: Mapping[str, Measure], name: str) -> float:
 
 def _said(words: str) -> tuple[str, ...]:
     return (words,) if words else ()
+
+
+def _named(evidence: Evidence) -> str:
+    words = evidence.primary.replace("_", " ").replace("@", " at ")
+    return words[:1].upper() + words[1:]
+
+
+def _filled(fill: str) -> str:
+    """Return how the lesion was taken away, in words."""
+    return "it is filled from its surroundings" if fill == "inpaint" else f"it is replaced by {fill}"
 
 
 def _side(cell_mm: float) -> str:

@@ -305,3 +305,15 @@ def test_boxes_that_experts_drew_stand_for_those_around_the_mask() -> None:
     around = measure(one, lesion, spacing_mm=SPACING, settings=QUICK).boxes
     assert (given_.any_piece == 1).all()
     assert (around.any_piece < 0.5).all()
+
+
+def test_a_finding_as_large_as_the_body_finds_only_the_lesion_at_its_peak() -> None:
+    lesion = np.zeros(SHAPE, bool)
+    lesion[1:3, 1:3, 1:3], lesion[-4:-2, -4:-2, -4:-2] = True, True
+    everywhere = np.full(SHAPE, 1.0, np.float32)
+    everywhere[1, 1, 1] = 1.5
+    case = measure(everywhere, lesion, spacing_mm=SPACING, settings=Settings(draws=0, tolerances_mm=(0.5, 30.0)))
+    assert case.numbers["lesion_recall"].value == 1
+    assert case.findings.lesion_scores == (1.5, -np.inf)
+    assert case.findings.false_scores == ()
+    assert froc([case.findings]).score() == 0.5

@@ -91,7 +91,7 @@ def test_the_words_hold_the_numbers() -> None:
     assert said.words == "the map is wrong" == KINDS["wrong"]
     assert "Average precision 0.02" in said.because[0]
     assert "41 mm from the lesion" in said.because[0]
-    assert "80% if filled by inpaint (p 0.047)" in said.because[1]
+    assert "80% if it is filled from its surroundings (p 0.047)" in said.because[1]
 
 
 def between(low: float, high: float) -> Interval:
