@@ -32,7 +32,7 @@ def extras(cohort: Cohort) -> tuple[Extra, ...]:
 def _together(cohort: Cohort) -> Extra:
     words = (
         "FROC: mean share of lesions found over 1/8 to 8 false findings a scan, by raw scores. Pooled: over the voxels of all cases, so "
-        "that large lesions weigh most. The threshold of box accuracy is the best on these very cases: optimistic, for comparison with papers."
+        "that large lesions weigh most. The threshold of box accuracy is the best on these very cases: optimistic, as in papers."
     )
     heads = ("map", "FROC score", "pooled average precision (VxAP, PxAP)", "MaxBoxAcc", "MaxBoxAccV2")
     rows = []

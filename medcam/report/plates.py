@@ -25,7 +25,6 @@ from medcam.report.trial_plates import curve_plates, randomization_plate
 from medcam.validate.statistics import mean
 from medcam.validate.strata import EDGES_ML, sizes
 
-
 # How the names of figures of trials end, by the unit.
 _KINDS = {"": "shares", "score": "scores", "mm": "lengths", "pixels": "lengths"}
 
