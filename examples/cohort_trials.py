@@ -6,6 +6,8 @@
     disk      the disk is full in the middle of a run; then there is room again
     memory    what driver and workers take, over many cases
     overhead  what a run takes beside its reads, forwards and writes measured alone; and which share of it is spent in the network
+    parts     what reading, explaining and writing the samples takes, and the bytes that are kept
+    plan      what it takes to find out what is to be done of a long table
 
 Each trial prints what it found as JSON, and ends with 1 if anything was lost, doubled or different. What is written goes to --folder. Linux
 only: processes are found in /proc.
@@ -29,7 +31,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from cohort_trials_measures import memory, overhead
+from cohort_trials_measures import memory, overhead, parts, plan
 from cohort_trials_runs import (
     Command,
     below,
@@ -290,7 +292,7 @@ def fresh(folder: Path) -> Path:
 def main(words: list[str] | None = None) -> int:
     """Run one trial."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("trial", choices=["fire", "dask", "disk", "memory", "overhead"])
+    parser.add_argument("trial", choices=["fire", "dask", "disk", "memory", "overhead", "parts", "plan"])
     parser.add_argument("--folder", type=Path, default=Path("cohort-trials"), help="where all is written")
     parser.add_argument("--cases", type=int, default=300)
     parser.add_argument("--workers", type=int, default=2)
@@ -300,10 +302,19 @@ def main(words: list[str] | None = None) -> int:
     parser.add_argument("--schedulers-killed", type=int, default=2)
     parser.add_argument("--larger", type=int, default=8, help="overhead: how many larger cases")
     parser.add_argument("--side", type=int, default=128, help="overhead: voxels along a side of a larger case")
+    parser.add_argument("--repeats", type=int, default=10, help="parts: how often each sample is measured")
     parser.add_argument("--json", type=Path, help="append what was found to this file, a line each")
     options = parser.parse_args(words)
     options.folder = options.folder.absolute()
-    trials = {"fire": fire, "dask": fire, "disk": disk, "memory": memory, "overhead": overhead}
+    trials = {
+        "fire": fire,
+        "dask": fire,
+        "disk": disk,
+        "memory": memory,
+        "overhead": overhead,
+        "parts": parts,
+        "plan": plan,
+    }
     found = {**trials[options.trial](options), "load": [round(each, 1) for each in os.getloadavg()]}
     print(json.dumps(found, indent=1))
     if options.json:

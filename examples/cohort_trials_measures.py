@@ -39,6 +39,11 @@ def make():
     return Timed(3, {widths})
 """
 WIDTHS = (16, 32, 64, 64)
+_SAMPLES = (
+    ("film, DICOM", "demo-cxr", ("cxr", "film.dcm")),
+    ("head, DICOM series", "demo-mri", ("mri", "head_flair_dicom")),
+    ("head, NIfTI", "demo-mri", ("mri", "head_flair.nii.gz")),
+)
 
 
 @dataclass(frozen=True)
@@ -51,12 +56,15 @@ class Sample:
         Since its start.
     driver, workers
         Resident memory, in MB.
+    driver_s
+        Processor time of the driver.
     """
 
     seconds: float
     done: int
     driver: float
     workers: tuple[float, ...]
+    driver_s: float = 0.0
 
 
 def watched(command: Command, *, every_s: float) -> tuple[int, list[Sample]]:
@@ -66,7 +74,8 @@ def watched(command: Command, *, every_s: float) -> tuple[int, list[Sample]]:
     samples = []
     while process.poll() is None:
         workers = tuple(_resident(pid) for pid in sorted(working(process.pid)))
-        samples.append(Sample(time.monotonic() - start, done(command.out), _resident(process.pid), workers))
+        sizes = _resident(process.pid), workers
+        samples.append(Sample(time.monotonic() - start, done(command.out), *sizes, _processor_s(process.pid)))
         time.sleep(every_s)
     samples.append(Sample(time.monotonic() - start, done(command.out), 0.0, ()))
     return process.returncode, samples
@@ -99,13 +108,15 @@ def memory(options: argparse.Namespace) -> dict[str, Any]:
         "driver_mb": round(late.driver - early.driver, 1),
         "workers_mb": [round(b - a, 1) for a, b in zip(early.workers, late.workers, strict=True)],
     }
+    each_ms = 1000 * (late.driver_s - early.driver_s) / max(1, late.done - early.done)
     states = tally(rows_of(folder / "out"))
     flat = all(
         b <= 1.05 * a + 8 for a, b in zip((early.driver, *early.workers), (late.driver, *late.workers), strict=True)
     )
     return {
         "trial": "memory", "cases": options.cases, "exit_code": code, "states": states, "seconds": round(samples[-1].seconds, 1),
-        "at": told, "growth_from_25_to_99_percent": growth, "manifest_mb": round(_size(folder / "out" / "manifest.sqlite3"), 2),
+        "driver_ms_a_case": round(each_ms, 2), "at": told, "growth_from_25_to_99_percent": growth,
+        "manifest_mb": round(_size(folder / "out" / "manifest.sqlite3"), 2),
         "out_mb": round(sum(_size(path) for path in (folder / "out").rglob("*") if path.is_file()), 2),
         "ok": code == 0 and flat and states.get("done") == options.cases,
     }  # fmt: skip
@@ -165,10 +176,10 @@ def _larger(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _alone(images: Sequence[Path], out: Path) -> dict[str, float]:
+def _alone(images: Sequence[Path], out: Path, name: str = "demo-mri", formats: str = "nifti") -> dict[str, float]:
     """Return the mean seconds of each part of a case, alone in this process, after a first case that counts for nothing."""
     torch.set_num_threads(1)
-    model = medcam.load_model("demo-mri")
+    model = medcam.load_model(name)
     seconds: dict[str, list[float]] = {}
     for image in (images[0], *images):
         marks = [time.perf_counter()]
@@ -176,16 +187,16 @@ def _alone(images: Sequence[Path], out: Path) -> dict[str, float]:
         marks.append(time.perf_counter())
         heatmap = medcam.explain(volume, model)
         marks.append(time.perf_counter())
-        medcam.write(heatmap, volume, out, formats="nifti", label=image.name)
+        medcam.write(heatmap, volume, out, formats=formats, label=image.name)
         marks.append(time.perf_counter())
-        tensor = prepare([volume], model.preprocessing, spatial_dims=3).tensor[None]
+        tensor = prepare([volume], model.preprocessing, spatial_dims=2 if name == "demo-cxr" else 3).tensor[None]
         marks.append(time.perf_counter())
         with torch.inference_mode():
             model.network(tensor)
         marks.append(time.perf_counter())
-        for name, a, b in zip(("read", "explain", "write", "prepare", "forward"), marks, marks[1:], strict=False):
-            seconds.setdefault(name, []).append(b - a)
-    return {name: statistics.mean(each[1:]) for name, each in seconds.items()}
+        for part, a, b in zip(("read", "explain", "write", "prepare", "forward"), marks, marks[1:], strict=False):
+            seconds.setdefault(part, []).append(b - a)
+    return {part: statistics.mean(each[1:]) for part, each in seconds.items()}
 
 
 def _steady(samples: Sequence[Sample]) -> float:
@@ -203,12 +214,62 @@ def _stages(out: Path) -> dict[str, float]:
     return {name: round(1000 * statistics.mean(one[name] for one in each), 1) for name in ("read", "compute", "write")}
 
 
+def parts(options: argparse.Namespace) -> dict[str, Any]:
+    """Return what reading, explaining and writing a film and a head take, alone, with one thread, and the bytes that are kept of each."""
+    folder = options.folder / "parts"
+    shutil.rmtree(folder, ignore_errors=True)
+    found = {}
+    for name, model, image in _SAMPLES:
+        for formats in ("nifti", "nifti,png", "nifti,dicom-sc")[: 3 if "DICOM" in name else 2]:
+            out = folder / name / formats.replace(",", "-")
+            seconds = _alone([medcam.sample_path(*image)] * options.repeats, out, model, formats)
+            kept = sum(path.stat().st_size for path in out.rglob("*") if path.is_file())
+            found[f"{name}, {formats}"] = {
+                **{f"{part}_ms": round(1000 * each) for part, each in seconds.items()}, "kept_kb": round(kept / 1000),
+            }  # fmt: skip
+    return {"trial": "parts", "repeats": options.repeats, "parts": found, "ok": True}
+
+
+def plan(options: argparse.Namespace) -> dict[str, Any]:
+    """Return what it takes to read a table of many cases and find out what is to be done, and what one driver does for each case."""
+    folder = options.folder / "plan"
+    shutil.rmtree(folder, ignore_errors=True)
+    found = {}
+    for count in (options.cases // 10, options.cases):
+        table = make_cohort(folder / f"{count}" / "images", 1, shape=(20, 24, 17))
+        lines = "".join(f"case-{n:07},patient-{n:07},image-00000.nii.gz\n" for n in range(count))
+        table.write_text("case,patient,image\n" + lines)
+        command = Command(table, folder / f"{count}" / "out", ("--model", "demo-mri", "--dry-run"))
+        start = time.monotonic()
+        process = command.start()
+        _, status, used = os.wait4(process.pid, 0)
+        process.returncode = os.waitstatus_to_exitcode(status)
+        found[count] = {
+            "exit_code": process.returncode, "seconds": round(time.monotonic() - start, 1), "peak_mb": round(used.ru_maxrss / 1000),
+        }  # fmt: skip
+    few, many = found.values()
+    more = options.cases - options.cases // 10
+    return {
+        "trial": "plan", "tables": found, "us_a_case": round(1e6 * (many["seconds"] - few["seconds"]) / more),
+        "kb_a_case": round(1e3 * (many["peak_mb"] - few["peak_mb"]) / more, 2),
+        "ok": few["exit_code"] == many["exit_code"] == 0,
+    }  # fmt: skip
+
+
 def _resident(pid: int) -> float:
     try:
         pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
     except (OSError, IndexError):
         return 0.0
     return round(pages * os.sysconf("SC_PAGE_SIZE") / 1e6, 1)
+
+
+def _processor_s(pid: int) -> float:
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return 0.0
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def _size(path: Path) -> float:
