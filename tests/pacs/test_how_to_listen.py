@@ -15,13 +15,14 @@ import pytest
 
 from medcam.cli import _parsers, main
 from pacs.servers import Orthanc, free_port, wait_for_port
+from run_page import blocks_of
 
 ROOT = Path(__file__).parents[2]
 PAGE = ROOT / "docs" / "how-to-listen.md"
 
 
 def commands() -> list[str]:
-    blocks = re.findall(r"^```sh\n(.*?)^```", PAGE.read_text(), re.M | re.S)
+    blocks = [block.code for block in blocks_of(PAGE.read_text()) if block.is_run]
     return [line for block in blocks for line in block.splitlines() if line.strip()]
 
 
