@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from medcam.engine.asked import AnyTarget
 from medcam.errors import UsageError
-from medcam.plugins.maps import Question, beside, maps, recipes_as_text, several, windows_of
+from medcam.plugins.maps import Question, beside, findings_as_text, maps, several, windows_of
 
 
 class ExplainInferer(Inferer):  # type: ignore[misc]
@@ -84,7 +84,7 @@ class ExplainInferer(Inferer):  # type: ignore[misc]
                 "medcam explains networks of one input; wrap what else this one takes in a module of your own"
             )
         found = maps(network, inputs, self.question)
-        return beside(found.values, inputs, [recipes_as_text(every) for every in found.recipes])
+        return beside(found.values, inputs, [findings_as_text(every) for every in found.findings])
 
 
 class PredictAndExplainInferer(Inferer):  # type: ignore[misc]

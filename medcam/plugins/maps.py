@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from copy import deepcopy
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
@@ -19,7 +19,7 @@ from medcam.engine import Relevance, relevances
 from medcam.engine.asked import AnyTarget
 from medcam.engine.methods import method_named
 from medcam.engine.windows import Windows, windowed_relevances
-from medcam.errors import UsageError
+from medcam.errors import InputError, UsageError
 from medcam.models import Model, wrap_module
 from medcam.options import one_of
 from medcam.pipeline import versions
@@ -68,13 +68,22 @@ class Question:
             raise UsageError("exact means something for sliding windows only; say how large these are")
 
 
+@dataclass(frozen=True)
+class Finding:
+    """What goes with one map of one sample: how it was made, the target's score, its probability if it has one, and notes in sentences."""
+
+    recipe: Recipe
+    score: float
+    probability: float | None
+    notes: tuple[str, ...]
+
+
 @dataclass(frozen=True, eq=False)
 class Maps:
-    """Maps of a batch at its own size; for each sample the recipe of each of its maps, and what must be known about them in sentences."""
+    """Maps of a batch at its own size, and for each sample what goes with each of its maps."""
 
     values: Float[Tensor, "b n *s"]
-    recipes: tuple[tuple[Recipe, ...], ...]
-    notes: tuple[tuple[str, ...], ...]
+    findings: tuple[tuple[Finding, ...], ...]
 
 
 def several(given: Any) -> tuple[Any, ...]:
@@ -127,22 +136,38 @@ def maps(model: Model | nn.Module, inputs: Num[Tensor, "b c *s"], question: Ques
     values = torch.stack([one.on_input() for one in found], dim=1)
     values = torch.where(values.isnan(), question.unseen, values).to(inputs.device)
     steps = _steps(inputs)
-    samples = range(len(inputs))
-    return Maps(
-        values,
-        tuple(tuple(_recipe(one, known, question, sample, steps[sample]) for one in found) for sample in samples),
-        tuple(tuple(dict.fromkeys(note for one in found for note in one.notes[sample])) for sample in samples),
+    findings = tuple(
+        tuple(_finding(one, sample, _recipe(one, known, question, sample, steps[sample])) for one in found)
+        for sample in range(len(inputs))
     )
+    return Maps(values, findings)
 
 
-def recipes_as_text(recipes: Sequence[Recipe]) -> str:
-    """Return the recipes of one sample's maps as JSON text, from which `recipes_of` makes them again."""
-    return json.dumps([recipe.to_json() for recipe in recipes])
+def findings_as_text(findings: Sequence[Finding]) -> str:
+    """Return what goes with one sample's maps as JSON text, from which `findings_of` makes it again."""
+    return json.dumps([asdict(one) | {"recipe": one.recipe.to_json()} for one in findings])
+
+
+def findings_of(text: str) -> tuple[Finding, ...]:
+    """Return what stands in a heatmap's metadata under 'medcam_recipes', one for each channel.
+
+    Raises
+    ------
+    InputError
+        If the text is not what a transform or an inferer of medcam wrote.
+    """
+    try:
+        return tuple(
+            Finding(Recipe.from_json(one["recipe"]), one["score"], one["probability"], tuple(one["notes"]))
+            for one in json.loads(text)
+        )
+    except (ValueError, TypeError, KeyError) as error:
+        raise InputError(f"these are not a heatmap's recipes: {type(error).__name__} at {text[:40]!r}") from error
 
 
 def recipes_of(text: str) -> tuple[Recipe, ...]:
-    """Return the recipes that stand in a heatmap's metadata under 'medcam_recipes'."""
-    return tuple(Recipe.from_json(values) for values in json.loads(text))
+    """Return the recipes among `findings_of`, one for each channel."""
+    return tuple(one.recipe for one in findings_of(text))
 
 
 def beside(values: Float[Tensor, "..."], image: Tensor, recipes: object) -> Tensor:
@@ -182,6 +207,11 @@ def _answers(model: Model, inputs: Tensor, question: Question) -> Sequence[Relev
                 model.network, plain.to(dtype), question.windows, exact=question.exact, **asked
             ).relevances
         return relevances(model.network, plain.to(plain.device if weights is None else weights.device, dtype), **asked)
+
+
+def _finding(found: Relevance, sample: int, recipe: Recipe) -> Finding:
+    probability = None if found.probabilities is None else float(found.probabilities[sample])
+    return Finding(recipe, float(found.scores[sample]), probability, tuple(found.notes[sample]))
 
 
 def _recipe(found: Relevance, model: Model, question: Question, sample: int, steps: tuple[str, ...]) -> Recipe:

@@ -22,7 +22,7 @@ from medcam.engine.windows import Windows
 from medcam.errors import UsageError
 from medcam.models import Model
 from medcam.options import between
-from medcam.plugins.maps import RECIPES, Question, beside, maps, recipes_as_text, several, windows_of
+from medcam.plugins.maps import RECIPES, Question, beside, findings_as_text, maps, several, windows_of
 
 __all__ = ["RECIPES", "Explain", "Explaind", "HeatmapToMask", "HeatmapToMaskd"]
 
@@ -91,7 +91,7 @@ class Explain(Transform):  # type: ignore[misc]
                 "this is a batch; transforms take one sample each, so use decollate_batch first, or an inferer"
             )
         found = maps(self.model, img.unsqueeze(0), self.question)
-        return beside(found.values[0], img, recipes_as_text(found.recipes[0]))
+        return beside(found.values[0], img, findings_as_text(found.findings[0]))
 
 
 class Explaind(MapTransform):  # type: ignore[misc]

@@ -71,7 +71,7 @@ def hottest_mm(voxels: np.ndarray, affine: np.ndarray) -> np.ndarray:
 
 
 @pytest.mark.parametrize("steps", CHAINS.values(), ids=CHAINS)
-@pytest.mark.parametrize("place", PLACES)
+@pytest.mark.parametrize("place", PLACES[::2])
 def test_invertd_and_save_imaged_put_the_heatmap_where_medcam_explain_puts_it(
     steps: list[Any], place: tuple[float, ...], tmp_path: Path
 ) -> None:
