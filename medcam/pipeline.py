@@ -5,6 +5,7 @@ from __future__ import annotations
 import platform
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
@@ -435,9 +436,13 @@ def _place(
 def versions() -> dict[str, str]:
     """Return the versions of medcam and of what its numbers depend on."""
     found = {"medcam": medcam.__version__, "python": platform.python_version(), "torch": str(torch.__version__)}
-    for name in ("monai", "numpy", "scipy"):
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:  # found on the path without its metadata
-            found[name] = "unknown"
-    return found
+    return found | {name: _version(name) for name in ("monai", "numpy", "scipy")}
+
+
+@cache
+def _version(name: str) -> str:
+    """Return the version of an installed package; looked up once, for it takes longer than to place a heatmap."""
+    try:
+        return version(name)
+    except PackageNotFoundError:  # found on the path without its metadata
+        return "unknown"

@@ -8,8 +8,7 @@ from itertools import product
 
 import numpy as np
 from jaxtyping import Bool, Int, UInt8
-from scipy import ndimage, sparse
-from scipy.sparse.csgraph import connected_components
+from scipy import ndimage
 
 from medcam.validate.scene import around
 
@@ -177,19 +176,20 @@ class _Hills:
             *saddles,
         )
 
-    def levels(self) -> Iterator[Pieces]:
-        """Yield the pieces of each level."""
+    def levels(self) -> list[Pieces]:
+        """Return the pieces of each level."""
         count, most = self.voxels.shape
-        for n in range(most):
-            used, there = self.saddle > n, np.flatnonzero(self.voxels[:, n])
-            joined = sparse.coo_array(
-                (np.ones(np.count_nonzero(used), bool), (self.one[used], self.other[used])), shape=(count, count)
-            )
-            _, label = connected_components(joined, directed=False)
+        label, found = np.arange(count), []
+        joins = self._joins()
+        for n in reversed(range(most)):
+            while joins and joins[-1][0] > n:
+                _, kept, gone = joins.pop()
+                label[label == gone] = kept
+            there = np.flatnonzero(self.voxels[:, n])
             first = np.full(count, np.iinfo(np.int64).max)
             np.minimum.at(first, label[there], self.first[there, n])
             # Numbered as they are met.
-            order = np.argsort(first, kind="stable")[: len(np.unique(label[there]))]
+            order = np.argsort(first, kind="stable")[: np.count_nonzero(first < np.iinfo(np.int64).max)]
             rank = np.empty(count, np.intp)
             rank[order] = np.arange(len(order))
             mine = rank[label[there]]
@@ -199,7 +199,25 @@ class _Hills:
             np.maximum.at(boxes[..., 1], mine, self.high[there, n])
             voxels = np.zeros(len(order), np.int64)
             np.add.at(voxels, mine, self.voxels[there, n])
-            yield Pieces(boxes, voxels)
+            found.append(Pieces(boxes, voxels))
+        return found[::-1]
+
+    def _joins(self) -> list[tuple[int, int, int]]:
+        """Return by which saddles hills become one, the lowest first: the level, and the hills that keep and lose their name."""
+        parent, joins = list(range(len(self.voxels))), []
+        order = np.argsort(self.saddle, kind="stable")[::-1]
+        pairs = zip(*(each[order].tolist() for each in (self.saddle, self.one, self.other)), strict=True)
+        for level, *ends in pairs:
+            roots = []
+            for hill in ends:
+                while parent[hill] != hill:
+                    parent[hill] = parent[parent[hill]]
+                    hill = parent[hill]
+                roots.append(hill)
+            if roots[0] != roots[1]:
+                parent[roots[1]] = roots[0]
+                joins.append((level, roots[0], roots[1]))
+        return joins[::-1]
 
 
 def _from_above(of: np.ufunc, values: Int[np.ndarray, "h n ..."]) -> Int[np.ndarray, "h n ..."]:
