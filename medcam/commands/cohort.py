@@ -66,7 +66,7 @@ def add(commands: Commands) -> None:
     )
     cohort.add_argument(
         "--report", choices=["all", "gallery", "none"], default="gallery",
-        help="where lesions are known: report.html with pages of all cases, of best, median and worst (default), or none",
+        help="overview.html, and where lesions are known report.html with pages of all cases, of best, median and worst (default); or none",
     )  # fmt: skip
     cohort.add_argument(
         "--parquet", action="store_true", help="cases.parquet, too (default: where pyarrow is installed)"
@@ -280,8 +280,8 @@ def _driven(cases: Cases, work: Work, how: Run, engine: Engine, say: Say, *, bar
     try:
         return run_cohort(cases, work, replace(how, watch=watch), engine)
     finally:
-        progress.end()
         for each in stream:
+            progress.end()
             each.close()
 
 
@@ -300,12 +300,17 @@ def added(out: Path, rows: Mapping[str, Row], adding: Adding, report: str, say: 
 
     say("adding up")
     found = add_up(out, rows.values(), adding)
-    if report == "none" or found.cohort is None or not found.cohort.done:
+    if report == "none":
         return Written(found.cohort, found.files, found.notes)
+    from medcam.report.overview import write_overview
+
+    page = write_overview(rows.values(), out, title=f"Cohort · {adding.asked.explaining.get('method', 'grad-cam')}")
+    if found.cohort is None or not found.cohort.done:
+        return Written(found.cohort, (*found.files, page), found.notes)
     from medcam.report.cohort_report import write_report
 
     written = write_report(found.cohort, out, pages=report, say=say)
-    files = (*found.files, *(file for file in written.files if file.parent.name != "pages"))
+    files = (*found.files, page, *(file for file in written.files if file.parent.name != "pages"))
     return Written(found.cohort, files, (*found.notes, *written.notes))
 
 

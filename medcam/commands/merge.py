@@ -24,7 +24,7 @@ def add(commands: Commands) -> None:
     merge.add_argument("--out", metavar="DIR", required=True, help="where all of it goes")
     merge.add_argument(
         "--report", choices=["all", "gallery", "none"], default="gallery",
-        help="where lesions are known: report.html with pages of all cases, of best, median and worst (default), or none",
+        help="overview.html, and where lesions are known report.html with pages of all cases, of best, median and worst (default); or none",
     )  # fmt: skip
 
 

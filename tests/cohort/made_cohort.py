@@ -19,7 +19,12 @@ from medcam.lesion_net import LesionNet
 GRID = oblique_grid((14, 17, 11), (3.1, 2.6, 4.2))
 FACTORY = "medcam.lesion_net:LesionNet(3, (3, 4, 4, 4))"
 # What a run that measures takes little of.
-QUICK = ("--chance", "20", "--replicates", "50", "--random-networks", "1", "--lesion-draws", "3", "--report", "none")
+QUICK = (
+    "--chance", "10", "--replicates", "50", "--thresholds", "half-max", "--tolerances", "5",
+    "--random-networks", "0", "--lesion-draws", "0", "--report", "none",
+)  # fmt: skip
+# And with the network on trial, too.
+TRIED = ("--random-networks", "1", "--lesion-draws", "3")
 
 
 def save(path: Path, voxels: np.ndarray, grid: Grid = GRID) -> Path:

@@ -7,7 +7,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-from cohort.made_cohort import QUICK, contents, save, scan, study, weights
+from cohort.made_cohort import QUICK, TRIED, contents, save, scan, study, weights
 
 from medcam.cli import main
 from medcam.cohort.driving import Shard
@@ -32,7 +32,7 @@ def shards(tmp_path: Path) -> list[Path]:
 
 
 def merge(folders: list[Path], out: Path, *more: str) -> int:
-    return main(["merge", *map(str, folders), "--out", str(out), "--report", "none", *more])
+    return main(["merge", *map(str, folders), "--out", str(out), *more])
 
 
 def test_every_case_is_in_one_shard_whatever_else_there_is() -> None:
@@ -123,7 +123,7 @@ def test_shards_can_be_moved_before_they_are_joined(shards: list[Path], tmp_path
 @pytest.mark.slow
 def test_joined_measurements_results_and_report_are_those_of_one_run(tmp_path: Path) -> None:
     table = study(tmp_path, 4, masks=True)
-    measured = [*QUICK[:-2], "--report", "all"]
+    measured = [*QUICK, *TRIED, "--report", "all"]
     assert cohort(table, tmp_path / "whole", *measured) == 0
     folders = [tmp_path / "shards" / str(n) for n in (1, 2)]
     for n, folder in enumerate(folders, 1):

@@ -6,6 +6,7 @@ import csv
 import errno
 import json
 import os
+import re
 import signal
 import sqlite3
 from collections.abc import Callable, Iterator
@@ -17,7 +18,7 @@ import nibabel
 import numpy as np
 import pytest
 import torch
-from cohort.made_cohort import FACTORY, GRID, QUICK, contents, save, scan, study, weights
+from cohort.made_cohort import FACTORY, GRID, QUICK, TRIED, contents, save, scan, study, weights
 
 from medcam.cli import main
 from medcam.cohort import working
@@ -70,6 +71,9 @@ def test_cases_are_explained_exported_and_tabled_as_a_mirror_of_their_tree(run: 
         sidecar = json.loads((out / row["heatmap"].replace(".nii.gz", ".json")).read_text())
         assert float(row["score"]) == pytest.approx(sidecar["score"], rel=1e-5)
         np.testing.assert_allclose(nibabel.load(out / row["heatmap"]).affine, GRID.affine, atol=1e-5)
+    linked = re.findall(r'href="(.*?)"', (out / "overview.html").read_text())
+    assert len(linked) == 4
+    assert all((out / link).is_file() for link in linked)
     about, known = read_manifest(out)
     assert {row.state for row in known.values()} == {DONE}
     assert about["ended"] is True
@@ -296,7 +300,7 @@ def test_what_a_killed_writer_left_is_swept_away_and_its_case_done(run: Run, tmp
 @pytest.mark.parametrize("masks", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_order_and_company_do_not_change_what_is_made_of_a_case(run: Run, tmp_path: Path, masks: bool) -> None:
     table, out = study(tmp_path, masks=masks), tmp_path / "out"
-    measured = ["--method", "rise(masks=12)", *QUICK]
+    measured = ["--method", "rise(masks=4)", *QUICK, *TRIED]
     assert run(table, *measured) == 0
     forward = contents(out)
     lines = table.read_text().splitlines()
@@ -331,7 +335,7 @@ def test_cases_with_a_lesion_are_measured_as_validate_measures_them_and_the_othe
 
 def test_given_heatmaps_are_measured_without_a_network_and_stay_where_they_lie(run: Run, tmp_path: Path) -> None:
     table = study(tmp_path, 2, masks=True)
-    assert run(table, "--lesion-draws", "0", "--random-networks", "0", *QUICK[:4], "--report", "none") == 0
+    assert run(table, *QUICK) == 0
     maps = [tmp_path / "out/heatmaps" / f"site{n}/scan{n}_gradcam.nii.gz" for n in (0, 1)]
     lines = table.read_text().splitlines()
     rows = [f"{line},out/heatmaps/site{n}/scan{n}_gradcam.nii.gz" for n, line in enumerate(lines[1:])]
