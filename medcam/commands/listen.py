@@ -49,7 +49,7 @@ def run(options: Namespace, say: Say) -> Result:
 
         engine = local(workers=1, limit_s=_seconds("--limit", options.limit, least=1.0), tries=2)
         with _stoppable(say) as stop:
-            listen(settings, engine, stop, say=say)
+            listen(settings, engine, stop=stop, say=say)
     except ModuleNotFoundError as error:
         package = str(error.name).partition(".")[0].replace("_", "-")
         raise UsageError(f"a DICOM node needs the package {package}: pip install 'medcam-xai[pacs]'") from error

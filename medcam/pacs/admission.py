@@ -163,7 +163,7 @@ class Door:
             self._unnamed[address] -= 1
             self._unnamed += Counter()  # drops those that have none left
 
-    def enter(self, calling: str, called: str, address: str) -> Refusal | None:
+    def enter(self, calling: str, called: str, *, address: str) -> Refusal | None:
         """Let an association in, or say why not."""
         with self._lock:
             if called.strip() != self._guests.called:

@@ -131,7 +131,7 @@ class Explainer:
             self._end(uid, content, "received", "")
             return
         try:
-            results = queue_results(self._place(uid) / RESULTS, self.peers, self.spool)
+            results = queue_results(self._place(uid) / RESULTS, self.peers, spool=self.spool)
         except MedcamError as error:
             self._end(uid, content, "failed", str(error))
             return
@@ -141,7 +141,7 @@ class Explainer:
     def _unreadable(self, uid: str, content: str, words: str) -> None:
         now = time.time()
         series = next((one for one in self.inbox.series("explaining") if one.uid == uid), None)
-        again = None if series is None else why_again(words, series, self.pace, now=now)
+        again = None if series is None else why_again(words, series, pace=self.pace, now=now)
         if again is None:
             self._end(uid, content, "failed", words)
         else:

@@ -106,7 +106,7 @@ class Forwarder:
         return state != "waiting"
 
 
-def queue_results(folder: Path, peers: tuple[Peer, ...], spool: Spool) -> list[tuple[str, str]]:
+def queue_results(folder: Path, peers: tuple[Peer, ...], *, spool: Spool) -> list[tuple[str, str]]:
     """Put the DICOM objects of a folder into the spool, for each destination, and return each with its address.
 
     What was sent to a destination before is not sent there again: the same result is the same object.

@@ -35,7 +35,7 @@ _SLOWEST_BYTES_PER_S = 50_000
 class GuardedSocket(AssociationSocket):
     """The socket of one association, with an end to what it reads."""
 
-    def __init__(self, assoc: Association, client_socket: socket.socket, limits: Limits, visit: Visit) -> None:
+    def __init__(self, assoc: Association, client_socket: socket.socket, *, limits: Limits, visit: Visit) -> None:
         super().__init__(assoc, client_socket=client_socket)
         self._limits = limits
         self.visit = visit
@@ -166,7 +166,7 @@ class _Connection(RequestHandler):
             assoc = self._create_association()
             # The first socket told the state machine of the connection, and so does ours.
             assoc.dul.event_queue.get_nowait()
-            assoc.dul.socket = GuardedSocket(assoc, self.request, limits, visit)
+            assoc.dul.socket = GuardedSocket(assoc, self.request, limits=limits, visit=visit)
             setattr(assoc.dul, "run", _to_its_end(assoc.dul))  # noqa: B010  a method, which the type checker guards
             assoc.start()
             assoc.join()
@@ -191,7 +191,7 @@ class Visit:
 
     def enter(self, calling: str, called: str) -> Refusal | None:
         """Let the association in, or say why not."""
-        refusal = self._door.enter(calling, called, self.address)
+        refusal = self._door.enter(calling, called, address=self.address)
         if refusal is None:
             self._name()
             self._calling = calling

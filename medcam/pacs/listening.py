@@ -75,8 +75,8 @@ class Settings:
 def listen(
     settings: Settings,
     engine: Engine,
-    stop: threading.Event,
     *,
+    stop: threading.Event,
     say: Callable[[str], object],
     at_port: Callable[[int], object] = int,
 ) -> None:
@@ -86,6 +86,8 @@ def listen(
     ----------
     engine
         Explains one series at a time, in a process of its own.
+    stop
+        Set by whoever wants the node to stop.
     at_port
         Told the port once somebody listens there.
 
@@ -97,7 +99,7 @@ def listen(
         If the network cannot be loaded, or the queue cannot be used any more.
     """
     with only_node(settings.folder), quiet_libraries():
-        _at_work(settings, engine, stop, say=say, at_port=at_port)
+        _at_work(settings, engine, stop=stop, say=say, at_port=at_port)
 
 
 @contextmanager
@@ -128,8 +130,8 @@ def only_node(folder: Path) -> Iterator[None]:
 def _at_work(
     settings: Settings,
     engine: Engine,
-    stop: threading.Event,
     *,
+    stop: threading.Event,
     say: Callable[[str], object],
     at_port: Callable[[int], object],
 ) -> None:
@@ -196,7 +198,7 @@ def _keep_house(settings: Settings, inbox: Inbox, receiver: Receiver, stop: thre
                 inbox.beat(pid=os.getpid(), aet=settings.guests.called, port=receiver.port, started=started, at=now)
             if now - tidied >= _TIDY_S:
                 tidied = now
-                tidy(inbox, settings, now)
+                tidy(inbox, settings, now=now)
         except OutputError:
             stop.wait(_FULL_S)
         stop.wait(_TICK_S)
@@ -209,7 +211,7 @@ def _call_complete(settings: Settings, inbox: Inbox, receiver: Receiver, started
             inbox.move(series.uid, before="received", to="complete", at=now)
 
 
-def tidy(inbox: Inbox, settings: Settings, now: float) -> None:
+def tidy(inbox: Inbox, settings: Settings, *, now: float) -> None:
     """Let images go that have been kept long enough."""
     for state, days in (
         ("sent", settings.keep_days),

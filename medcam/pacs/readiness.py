@@ -40,7 +40,7 @@ def complete_at(series: SeriesRow, pace: Pace, *, peer_is_here: bool, started: f
     return max(due, series.due)
 
 
-def why_again(words: str, series: SeriesRow, pace: Pace, *, now: float) -> tuple[float, str] | None:
+def why_again(words: str, series: SeriesRow, *, pace: Pace, now: float) -> tuple[float, str] | None:
     """Return when a series that could not be read is tried again, and what is said of it until then; None if it is given up.
 
     A gap may be a slice that is still to come, so nothing is given up before its time. Whatever comes meanwhile is a reason to try again.

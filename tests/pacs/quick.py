@@ -157,7 +157,7 @@ def node_here(asked: Settings, engine: Engine | None = None) -> Iterator[Here]:
 
     def work() -> None:
         try:
-            listen(asked, engine or inline(), here.stop, say=here.said.append, at_port=at_port)
+            listen(asked, engine or inline(), stop=here.stop, say=here.said.append, at_port=at_port)
         except BaseException as error:  # noqa: BLE001
             troubles.append(error)
             ready.set()
@@ -210,4 +210,4 @@ def main() -> None:
     signal.signal(signal.SIGTERM, lambda *_: stop.set())
     # A sender that was cut off comes again well before it is given up.
     asked = settings(Path(folder), *to, port=int(port), pace=Pace(0.3, 60.0))
-    listen(asked, local(workers=1), stop, say=lambda _: None)
+    listen(asked, local(workers=1), stop=stop, say=lambda _: None)

@@ -87,8 +87,8 @@ def test_a_series_is_complete_once_it_is_quiet_and_its_peer_has_left() -> None:
 
 
 def test_a_series_with_a_gap_is_waited_for_and_then_given_up() -> None:
-    assert why_again("a slice is missing", SERIES, PACE, now=1040.0) == (
+    assert why_again("a slice is missing", SERIES, pace=PACE, now=1040.0) == (
         1600.0,
         "waits for more images: a slice is missing",
     )
-    assert why_again("a slice is missing", SERIES, PACE, now=1600.0) is None
+    assert why_again("a slice is missing", SERIES, pace=PACE, now=1600.0) is None

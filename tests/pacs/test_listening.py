@@ -94,6 +94,7 @@ def test_what_comes_is_explained_and_sent_once_and_again_only_when_it_changes(tm
         assert one.here == 5
 
 
+@pytest.mark.slow
 def test_other_pixels_under_a_known_uid_make_another_result_and_are_noted(tmp_path: Path, archive: Archive) -> None:
     with node_here(settings(tmp_path / "queue", archive.address)) as here:
         assert stored(here.port, series(tmp_path, "one")) == [0] * 4
@@ -128,6 +129,7 @@ def test_a_gap_is_waited_for_and_what_never_comes_fails_with_the_reason_until_it
         assert sorted(archive.asked) == expected(gapped, other)
 
 
+@pytest.mark.slow
 def test_headers_that_promise_more_are_believed_for_a_while(tmp_path: Path, archive: Archive) -> None:
     paths = series(tmp_path, "one", tags={"ImagesInAcquisition": "6", "AcquisitionNumber": "1"})
     with node_here(settings(tmp_path / "queue", archive.address)) as here:
@@ -154,6 +156,20 @@ def test_a_peer_that_is_cut_off_may_come_again_with_the_rest(tmp_path: Path, arc
         assert archive.asked == expected(paths)
 
 
+def test_what_cannot_be_explained_costs_itself_only(tmp_path: Path, archive: Archive) -> None:
+    asked = ("fails", "unfit", "fine", "nothing")
+    with node_here(settings(tmp_path / "queue", archive.address)) as here:
+        for each in asked:
+            assert stored(here.port, series(tmp_path, each, description=each)) == [0] * 4
+        here.until("failed", "passed", "sent", "sent")
+        words = " ".join(one.words for one in here.series().values())
+        assert "unexpected ValueError" in words
+        assert "not for this network" in words
+        assert "quote a header" not in f"{words}{here.said}"
+        assert len(archive.asked) == 1
+
+
+@pytest.mark.slow
 def test_a_worker_that_dies_hangs_or_fails_costs_that_series_only(tmp_path: Path, archive: Archive) -> None:
     asked = ("dies", "hangs", "fails", "unfit", "fine", "nothing")
     with node_here(settings(tmp_path / "queue", archive.address), local(workers=1, limit_s=1.0, tries=1)) as here:
@@ -184,6 +200,7 @@ def test_a_destination_that_is_down_is_tried_until_it_is_there(tmp_path: Path) -
         assert server.asked == expected(paths)
 
 
+@pytest.mark.slow
 def test_a_result_that_is_lost_is_made_again(tmp_path: Path) -> None:
     port = free_port()
     asked = settings(tmp_path / "queue", f"dicom://NODE@127.0.0.1:{port}")
@@ -217,7 +234,10 @@ def test_a_result_that_is_to_be_kept_is_done_when_the_archive_promises_it(tmp_pa
         keeper.kill()
 
 
-@pytest.mark.parametrize(("code", "times", "words"), [(0xC001, 1, "cannot understand"), (0xA700, 3, "tried 3 times")])
+@pytest.mark.parametrize(
+    ("code", "times", "words"),
+    [(0xC001, 1, "cannot understand"), pytest.param(0xA700, 3, "tried 3 times", marks=pytest.mark.slow)],
+)
 def test_what_a_destination_refuses_fails_and_is_sent_on_request(
     tmp_path: Path, code: int, times: int, words: str
 ) -> None:
@@ -247,16 +267,16 @@ def test_images_are_kept_for_a_while_and_a_late_one_is_told_from_a_new_series(tm
         assert stored(here.port, paths) == [0] * 4
         here.until("sent")
         now = time.time()
-        tidy(here.inbox, asked, now + 3600)
+        tidy(here.inbox, asked, now=now + 3600)
         assert here.inbox.held().count == 4
-        tidy(here.inbox, asked, now + 86_500)
+        tidy(here.inbox, asked, now=now + 86_500)
         assert here.inbox.held().count == 0
         # The same images once more are the same series, and nothing new.
         assert stored(here.port, paths) == [0] * 4
         here.until("received")
         here.until("sent")
         assert len(archive.asked) == 1
-        tidy(here.inbox, asked, time.time() + 86_500)
+        tidy(here.inbox, asked, now=time.time() + 86_500)
         late = series(tmp_path, count=5)[4:]
         assert stored(here.port, late) == [0]
         here.until("failed")

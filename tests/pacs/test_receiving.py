@@ -200,7 +200,7 @@ def test_a_minute_later_it_may_come_again() -> None:
     door = Door(CALLED, Limits(per_minute=2), lambda: now[0])
     came = []
     for now[0], address in ((0, "a"), (50, "a"), (59, "a"), (59, "b"), (60.5, "a"), (61, "a"), (111, "a")):
-        came.append(door.enter("X", "MEDCAM", address) is None)
+        came.append(door.enter("X", "MEDCAM", address=address) is None)
     assert came == [True, True, False, True, True, False, True]
 
 
