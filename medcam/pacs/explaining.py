@@ -64,8 +64,8 @@ class Explainer:
         while True:
             if stop.is_set():
                 raise _StoppingError
-            waiting = self.inbox.series("complete")
-            yield self._job(waiting[0]) if waiting else None
+            # What is passed over takes no turn.
+            yield next(filter(None, map(self._job, self.inbox.series("complete"))), None)
 
     def _job(self, series: SeriesRow) -> Job | None:
         """Return what the worker is to do with a series, if anything."""
