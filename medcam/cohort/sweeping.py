@@ -2,28 +2,33 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from medcam.cohort.reading import domain_of, image_on, read_images, truth_of
+from medcam.cohort.reading import Truth, domain_of, image_on, read_images, truth_of
 from medcam.cohort.results import Entry
 from medcam.cohort.trying import prepared
 from medcam.engine.methods import method_named
 from medcam.errors import InputError, MedcamError, UsageError
 from medcam.formats import read_mask
+from medcam.geometry import Grid
 from medcam.models import Model
-from medcam.pipeline import explain_all
+from medcam.pipeline import Unplaced, answers
 from medcam.trials.randomizing import with_random_weights
 from medcam.validate.heatmaps import measure_heatmap
 from medcam.validate.localization import lesion_on
 from medcam.validate.measures import Measure, Settings
 from medcam.validate.measuring import baseline_maps
 from medcam.volume import Heatmap, Volume
+
+if TYPE_CHECKING:
+    from medcam.cohort.kept import Kept
 
 Numbers = Mapping[str, Measure]
 DEFAULT_LAYER = "default"
@@ -137,6 +142,16 @@ class Answer:
 
 
 @dataclass(frozen=True, eq=False)
+class Plain:
+    """What maps score in one case that know nothing of any network, by name; notes on the case; and whether not all heatmaps looked at the
+    same part of it."""
+
+    baselines: Mapping[str, Numbers]
+    notes: tuple[str, ...]
+    differing: bool
+
+
+@dataclass(frozen=True, eq=False)
 class Swept:
     """What came of one case: by configuration, and of maps that know nothing of any network. A case that failed says why."""
 
@@ -146,6 +161,7 @@ class Swept:
     notes: tuple[str, ...] = ()
     error: str = ""
     seconds: float = 0.0
+    done_before: bool = False
 
 
 def random_networks(models: Mapping[str, Model], *, seed: int) -> tuple[dict[str, Model], tuple[str, ...]]:
@@ -159,11 +175,19 @@ def random_networks(models: Mapping[str, Model], *, seed: int) -> tuple[dict[str
     return found, tuple(notes)
 
 
-def swept(entry: Entry, sweep: Sweep) -> Swept:
-    """Return what every configuration scores in one case; why, where none does."""
+def swept(entry: Entry, sweep: Sweep, *, kept: Kept | None = None) -> Swept:
+    """Return what every configuration scores in one case; why, where none does.
+
+    One heatmap is measured after the other, and let go.
+
+    Parameters
+    ----------
+    kept
+        Where each configuration's result is kept as soon as it is there, and taken from if it was done before.
+    """
     start = time.perf_counter()
     try:
-        found = _swept(entry, sweep)
+        found = _swept(entry, sweep, kept)
     except MedcamError as error:
         found = Swept(entry, error=str(error))
     except MemoryError:
@@ -171,39 +195,101 @@ def swept(entry: Entry, sweep: Sweep) -> Swept:
     return replace(found, seconds=time.perf_counter() - start)
 
 
-def _swept(entry: Entry, sweep: Sweep) -> Swept:
+def _swept(entry: Entry, sweep: Sweep, kept: Kept | None) -> Swept:
+    before = None if kept is None else kept.whole(sweep.configurations)
+    if before is not None:
+        found, plain = before
+        return Swept(entry, found, plain.baselines, _notes(found, plain), done_before=True)
     volumes = read_images(entry, allow_gaps=sweep.allow_gaps)
     if not volumes:
         raise InputError("it names no image, and methods are compared on images")
     maps, errors = _explained(sweep.models, volumes, entry, sweep)
     if not maps:
         raise InputError(next(iter(errors.values()), "no configuration gave a map"))
-    targets = {c.model: _class_of(heatmap) for c, heatmap in maps.items()}
+    targets = {c.model: _class_of(map_.found.target) for c, map_ in maps.items()}
     random, _ = _explained(sweep.random, volumes, entry, sweep, targets)
-    first = next(iter(maps.values()))
-    truth = truth_of(entry, volumes[0], drawn_on=sweep.drawn_on)
-    organ = None if entry.organ is None else read_mask(entry.organ, like=volumes[0])
-    domain = domain_of(first, volumes[0], organ, truth)
-    inside, notes = _common(first, domain.mask, [*maps.values(), *random.values()])
-    grids = {name: prepared(model, volumes).grid for name, model in sweep.models.items()}
+    ground = _Ground.of(entry, sweep, volumes, maps, random)
+    found = {}
+    for c in sweep.configurations:
+        done = None if kept is None else kept.answer(c, ground.looked)
+        found[c] = done or _answer(ground, maps.get(c), random.get(c), c, errors.get(c, ""))
+        if kept is not None and done is None and not found[c].error:
+            kept.keep(c, ground.looked, found[c])
+    plain = Plain(ground.baselines(volumes[0]), ground.notes, ground.differing)
+    if kept is not None:
+        kept.keep(None, ground.looked, plain)
+    return Swept(entry, found, plain.baselines, _notes(found, plain))
 
-    def measured(map_: Heatmap, model: str) -> Numbers:
+
+def _answer(ground: _Ground, map_: Unplaced | None, random: Unplaced | None, c: Configuration, error: str) -> Answer:
+    if map_ is None:
+        return Answer(error=error)
+    numbers = ground.measured(map_.placed(), c.model)
+    return Answer(numbers, {} if random is None else ground.measured(random.placed(), c.model), map_.found.target)
+
+
+@dataclass(frozen=True, eq=False)
+class _Ground:
+    """What all maps of a case are measured on.
+
+    Parameters
+    ----------
+    first
+        The first heatmap.
+    inside
+        Where evidence may lie: what all maps looked at, in the organ or body.
+    looked
+        A digest of what the maps together looked at, since each is measured there alone; '' for everywhere.
+    differing
+        Whether not all looked at the same.
+    """
+
+    entry: Entry
+    sweep: Sweep
+    first: Heatmap
+    truth: Truth
+    inside: Volume | None
+    grids: Mapping[str, Grid]
+    notes: tuple[str, ...]
+    looked: str
+    differing: bool
+
+    @staticmethod
+    def of(
+        entry: Entry, sweep: Sweep, volumes: Sequence[Volume], maps: Mapping[Configuration, Unplaced],
+        random: Mapping[Configuration, Unplaced],
+    ) -> _Ground:  # fmt: skip
+        """Read the lesion and find where evidence may lie, by a look at each map in turn."""
+        first = next(iter(maps.values())).placed()
+        truth = truth_of(entry, volumes[0], drawn_on=sweep.drawn_on)
+        organ = None if entry.organ is None else read_mask(entry.organ, like=volumes[0])
+        domain = domain_of(first, volumes[0], organ, truth)
+        unseen = np.isnan(first.relevance)
+        every, differing = unseen, False
+        for each in (*list(maps.values())[1:], *random.values()):
+            own = np.isnan(each.placed().relevance)
+            differing |= bool((own != unseen).any())
+            every = every | own
+        inside, looked = domain.mask, ""
+        if every.any():
+            looked = hashlib.sha256(np.packbits(every).tobytes()).hexdigest()
+            seen = ~every if inside is None else ~every & lesion_on(first, inside)
+            inside = Volume(seen.astype(np.uint8), first.grid, "label", first.source)
+        grids = {name: prepared(model, volumes).grid for name, model in sweep.models.items()}
+        return _Ground(entry, sweep, first, truth, inside, grids, domain.notes, looked, differing)
+
+    def measured(self, map_: Heatmap, model: str) -> Numbers:
+        """Return what a map scores; '' for the model if it is none's."""
         return measure_heatmap(
-            map_, truth.mask, organ=inside, input_grid=grids.get(model), boxes=truth.boxes, settings=sweep.settings,
-            case=entry.case, patient=entry.patient,
+            map_, self.truth.mask, organ=self.inside, input_grid=self.grids.get(model), boxes=self.truth.boxes,
+            settings=self.sweep.settings, case=self.entry.case, patient=self.entry.patient,
         ).numbers  # fmt: skip
 
-    answers = {
-        c: Answer(measured(maps[c], c.model), measured(random[c], c.model) if c in random else {}, maps[c].target)
-        if c in maps
-        else Answer(error=errors.get(c, ""))
-        for c in sweep.configurations
-    }
-    image = image_on(first, volumes[0])
-    seen = np.ones(first.grid.shape, bool) if inside is None else lesion_on(first, inside)
-    plain = baseline_maps(image.voxels, seen, spacing_mm=first.grid.spacing_mm)
-    baselines = {name: measured(replace(first, relevance=values), "") for name, values in plain.items()}
-    return Swept(entry, answers, baselines, (*_targets(maps), *domain.notes, *notes))
+    def baselines(self, image: Volume) -> dict[str, Numbers]:
+        """Return what maps score that know nothing of any network."""
+        seen = np.ones(self.first.grid.shape, bool) if self.inside is None else lesion_on(self.first, self.inside)
+        plain = baseline_maps(image_on(self.first, image).voxels, seen, spacing_mm=self.first.grid.spacing_mm)
+        return {name: self.measured(replace(self.first, relevance=values), "") for name, values in plain.items()}
 
 
 def _explained(
@@ -212,9 +298,9 @@ def _explained(
     entry: Entry,
     sweep: Sweep,
     targets: Mapping[str, object] | None = None,
-) -> tuple[dict[Configuration, Heatmap], dict[Configuration, str]]:
-    """Return the heatmap of each configuration, and why others have none."""
-    maps: dict[Configuration, Heatmap] = {}
+) -> tuple[dict[Configuration, Unplaced], dict[Configuration, str]]:
+    """Return the answer of each configuration, and why others have none."""
+    maps: dict[Configuration, Unplaced] = {}
     errors: dict[Configuration, str] = {}
     layers = sweep.by_model()
     for name, model in models.items():
@@ -222,42 +308,34 @@ def _explained(
         how: dict[str, Any] = {**sweep.explaining, "target": given}
         own = [c for c in sweep.configurations if c.model == name]
         try:
-            found = explain_all(volumes, model, methods=sweep.methods, layers=layers[name], **how)
+            found = answers(volumes, model, methods=sweep.methods, layers=layers[name], **how)
             maps |= dict(zip(own, found, strict=True))
         except MedcamError:
             # One that fails is told apart from the others, which are made one by one.
             for each in own:
                 layer = None if each.place < 0 else layers[name][each.place]
                 try:
-                    maps[each] = explain_all(volumes, model, methods=[each.method], layers=[layer], **how)[0]
+                    maps[each] = answers(volumes, model, methods=[each.method], layers=[layer], **how)[0]
                 except MedcamError as error:
                     errors[each] = str(error)
     return maps, errors
 
 
-def _class_of(heatmap: Heatmap) -> int | None:
+def _class_of(target: str) -> int | None:
     """Return the class that a heatmap explains, which another network must be asked for too."""
-    words = re.search(r"class (\d+)\)?", heatmap.target)
+    words = re.search(r"class (\d+)\)?", target)
     return int(words[1]) if words else None
 
 
-def _common(first: Heatmap, organ: Volume | None, maps: Sequence[Heatmap]) -> tuple[Volume | None, tuple[str, ...]]:
-    """Return where evidence may lie, which must be the same for all maps, and a note where that leaves something out."""
-    unseen = [np.isnan(each.relevance) for each in maps]
-    everywhere: np.ndarray = ~np.logical_or.reduce(unseen)
-    if everywhere.all():
-        return organ, ()
-    notes: tuple[str, ...] = ()
-    if any((each != unseen[0]).any() for each in unseen):
-        notes = ("Not all maps looked at the same part of the image; only what all looked at counts.",)
-    if organ is not None:
-        everywhere = everywhere & lesion_on(first, organ)
-    return Volume(everywhere.astype(np.uint8), first.grid, "label", first.source), notes
-
-
-def _targets(maps: Mapping[Configuration, Heatmap]) -> tuple[str, ...]:
-    """Say where not all explain the same class."""
-    words = list(dict.fromkeys(heatmap.target for heatmap in maps.values()))
-    if len({_class_of(heatmap) for heatmap in maps.values()}) < 2:
-        return ()
-    return (f"The models explain different classes here ({', '.join(words)}); name one with --target or in the table.",)
+def _notes(answers: Mapping[Configuration, Answer], plain: Plain) -> tuple[str, ...]:
+    """Say where not all explain the same class, or looked at the same part of the image."""
+    words = list(dict.fromkeys(answer.target for answer in answers.values() if not answer.error))
+    notes = list(plain.notes)
+    if len({_class_of(target) for target in words}) > 1:
+        notes.insert(
+            0,
+            f"The models explain different classes here ({', '.join(words)}); name one with --target or in the table.",
+        )
+    if plain.differing:
+        notes.append("Not all maps looked at the same part of the image; only what all looked at counts.")
+    return tuple(notes)

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 from argparse import ArgumentParser, Namespace
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from medcam.commands import Result, Say
 from medcam.commands.explain import _overlap, _window
 from medcam.commands.parsing import Commands, command
+from medcam.commands.progress import Progress
 from medcam.errors import UsageError
 
 if TYPE_CHECKING:
     from medcam.cohort.comparing import Compared
-    from medcam.cohort.sweeping import Sweep
+    from medcam.cohort.results import Entry
+    from medcam.cohort.sweeping import Sweep, Swept
     from medcam.models import Model
 
 _EXAMPLES = """\
@@ -73,7 +76,6 @@ def run(options: Namespace, say: Say) -> Result:
     from medcam.cohort.cases import read_table
     from medcam.cohort.comparing import compared
     from medcam.cohort.comparison_files import write_comparison
-    from medcam.cohort.sweeping import swept
     from medcam.validate.bootstrap import Resampling
 
     # What cannot be asked for is refused before the network is loaded.
@@ -81,11 +83,7 @@ def run(options: Namespace, say: Say) -> Result:
     entries = read_table(options.table, with_model=True)
     _check_split(options, entries)
     sweep, notes = _sweep(options, say)
-    cases = []
-    for number, entry in enumerate(entries, 1):
-        cases.append(swept(entry, sweep))
-        told = cases[-1].error or f"{cases[-1].seconds:.1f} s"
-        say(f"case {number} of {len(entries)} (line {entry.line}): {told}")
+    cases = _cases(entries, sweep, Path(options.out) / "cases", say)
     say("adding up")
     found = compared(cases, sweep.configurations, primary=options.primary, choose_on=options.choose_on, how=how)
     about = {
@@ -96,6 +94,25 @@ def run(options: Namespace, say: Say) -> Result:
     }
     files = write_comparison(found, Path(options.out), about=about)
     return _result(found, notes, files)
+
+
+def _cases(entries: Sequence[Entry], sweep: Sweep, folder: Path, say: Say) -> list[Swept]:
+    """Sweep over the cases, saying after each how long the others will take; what was done before is taken from the folder."""
+    from medcam.cohort.kept import Keeping
+    from medcam.cohort.sweeping import swept
+
+    keeping, progress = Keeping.of(sweep, folder), Progress(len(entries), say, bar=False)
+    cases = []
+    for entry in entries:
+        case = swept(entry, sweep, kept=keeping.case(entry))
+        if case.done_before:
+            progress.was_there(failed=False)
+        else:
+            progress.came_out(entry.line, case.error)
+        told = "done before" if case.done_before else "failed" if case.error else f"{case.seconds:.1f} s"
+        say(f"line {entry.line}: {told}; {progress.words()}")
+        cases.append(case)
+    return cases
 
 
 def _check_split(options: Namespace, entries: Any) -> None:

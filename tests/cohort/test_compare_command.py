@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import csv
 import json
+import weakref
 from pathlib import Path
+from typing import Any
 
 import nibabel
 import numpy as np
@@ -12,7 +14,11 @@ import pytest
 import torch
 
 from medcam import cli
+from medcam.cohort import sweeping
+from medcam.cohort.kept import Kept
 from medcam.lesion_net import LesionNet
+from medcam.pipeline import Unplaced
+from medcam.volume import Heatmap
 
 FACTORY = "medcam.lesion_net:LesionNet(3, (4, 6), dilations=[1, 1])"
 AFFINE = np.diag([-1.5, -1.25, 2.0, 1.0])
@@ -64,7 +70,104 @@ def test_a_sweep_is_measured_chosen_on_one_split_and_reported_on_the_other(
     ranking = list(csv.DictReader((table.parent / "out" / "ranking.csv").read_text().splitlines()))
     assert {row["part"] for row in ranking} == {"dev", "not dev"}
     assert {row["part"] for row in ranking if row["remark"] == "optimistic"} == {"dev"}
-    assert "secret" not in said.out + said.err + "".join(p.read_text() for p in (table.parent / "out").iterdir())
+    assert "secret" not in said.out + said.err + "".join(p.read_text() for p in (table.parent / "out").rglob("*.*"))
+
+
+FILES = ("compare.csv", "ranking.csv", "compare.json")
+
+
+def bytes_of(folder: Path) -> list[bytes]:
+    return [(folder / name).read_bytes() for name in FILES]
+
+
+def measured(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Count what is measured: a heatmap's method, or '' of a baseline."""
+    told: list[str] = []
+    measuring = sweeping.measure_heatmap
+
+    def counting(map_: Heatmap, *given: Any, **named: Any) -> Any:
+        told.append(map_.recipe.method if named["input_grid"] is not None else "")
+        return measuring(map_, *given, **named)
+
+    monkeypatch.setattr(sweeping, "measure_heatmap", counting)
+    return told
+
+
+def few(said: list[str]) -> list[str]:
+    said[said.index("--methods") + 1] = "grad-cam,hires-cam"
+    said[said.index("--layers") + 1] = "features.1"
+    return said
+
+
+def test_a_comparison_that_was_killed_goes_on_and_ends_in_the_same_bytes(
+    table: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    said = few(words(table, "--choose-on", "dev"))
+    keeping, count = Kept.keep, iter(range(100))
+
+    def killed(*given: Any) -> None:
+        keeping(*given)
+        if next(count) == 4:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Kept, "keep", killed)
+        assert cli.main(said) != 0
+    assert not (table.parent / "out" / "compare.csv").exists()
+    told = measured(monkeypatch)
+    assert cli.main(said) == 0
+    # Five results were kept: two maps and the baselines of the first case, and both maps of the second, each with its random twin.
+    assert len(told) == 4 * (2 * 2 + 3) - (2 * 2 + 3) - 2 * 2
+    assert "line 2: done before; 1 of 4 done, 1 of them before" in capsys.readouterr().err
+    resumed = bytes_of(table.parent / "out")
+    told.clear()
+    assert cli.main(said) == 0
+    assert (told, bytes_of(table.parent / "out")) == ([], resumed)
+    said[said.index("--out") + 1] = str(table.parent / "fresh")
+    assert cli.main(said) == 0
+    assert bytes_of(table.parent / "fresh") == resumed
+
+
+@pytest.mark.slow
+def test_only_what_is_new_or_changed_is_measured_again(table: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    said = words(table, "--no-random-weights")
+    methods = said.index("--methods") + 1
+    said[methods] = "grad-cam"
+    assert cli.main(said) == 0
+    told = measured(monkeypatch)
+    said[methods] = "grad-cam,hires-cam"
+    assert cli.main(said) == 0
+    assert (told.count("grad-cam"), told.count("hires-cam")) == (0, 4 * 2)
+    rows = list(csv.DictReader((table.parent / "out" / "compare.csv").read_text().splitlines()))
+    assert len(rows) == 4 * (4 + 3)
+    told.clear()
+    kept = next((table.parent / "out" / "cases").glob("case_0002_*.json"))
+    kept.write_text(kept.read_text()[:-20])
+    nibabel.save(nibabel.Nifti1Image(np.zeros((20, 24, 18), np.uint8), AFFINE), table.parent / "mask2.nii.gz")
+    assert cli.main(said) == 0
+    # The damaged result is of one map or of the baselines; the case with another mask is measured anew.
+    assert len(told) - (4 + 3) in (1, 3, 4)
+    told.clear()
+    assert cli.main([*said, "--least-lesion", "0.001"]) == 0
+    assert len(told) == 4 * (4 + 3)
+
+
+@pytest.mark.slow
+def test_no_more_than_two_maps_of_a_case_are_held_at_once(table: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    alive: weakref.WeakSet[Heatmap] = weakref.WeakSet()
+    most = []
+    placing = Unplaced.placed
+
+    def placed(self: Unplaced) -> Heatmap:
+        heatmap = placing(self)
+        alive.add(heatmap)
+        most.append(len(alive))
+        return heatmap
+
+    monkeypatch.setattr(Unplaced, "placed", placed)
+    assert cli.main(few(words(table))) == 0
+    # Each map, and its twin of random weights, is placed to see where it looked, and again to be measured.
+    assert (max(most), len(most)) == (2, 4 * (4 + 4))
 
 
 def test_what_cannot_be_compared_is_refused_before_anything_runs(
