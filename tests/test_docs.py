@@ -23,6 +23,16 @@ from run_page import SHELLS, Block, agrees, blocks_of, furnished, outside_blocks
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted([ROOT / "README.md", ROOT / "data_samples" / "README.md", *(ROOT / "docs").rglob("*.md")])
+PUBLIC = {
+    "arxiv.org",
+    "doi.org",
+    "github.com",
+    "ohif.org",
+    "pacs.example",
+    "pypi.org",
+    "www.dask.org",
+    "www.orthanc-server.com",
+}
 # A bundle that segments a spleen in windows.
 SPLEEN = {
     "network_def": {
@@ -221,9 +231,9 @@ def slug(heading: str) -> str:
 def test_no_page_names_a_path_or_a_host_of_one_machine(page: Path) -> None:
     text = page.read_text()
     paths = re.findall(r"(?<![\w.])/(?:home|tmp|root|work|Users|opt|mnt|srv)/[\w./-]+", text)
-    assert not paths
+    assert {path for path in paths if not path.startswith("/opt/medcam/")} == set()
     hosts = set(re.findall(r"https?://([\w.-]+)", text))
-    assert hosts <= {"arxiv.org", "doi.org", "ohif.org", "www.orthanc-server.com", "pacs.example", "github.com"}
+    assert hosts <= PUBLIC
 
 
 def test_the_comparison_of_methods_draws_its_picture(tmp_path: Path) -> None:
@@ -239,3 +249,4 @@ def test_every_method_and_fusion_stands_in_the_documentation() -> None:
     named = set(re.findall(r"^\| (`[^|]*`) \|", page, re.M))
     assert {name for cell in named for name in re.findall(r"`([^`]+)`", cell)} == set(EXPLAINERS)
     assert all(name in page for name in FUSIONS)
+    assert f"any of {len(EXPLAINERS)} methods" in (ROOT / "README.md").read_text()
