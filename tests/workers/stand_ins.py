@@ -79,6 +79,9 @@ def act(deed: str, folder: str, name: str) -> None:
             if not list(Path(folder).glob(f"killed-{name}-*")):
                 mark(folder, f"killed-{name}")
                 os.kill(os.getpid(), signal.SIGKILL)
+        case ["kill", "after", seconds]:
+            time.sleep(float(seconds))
+            os.kill(os.getpid(), signal.SIGKILL)
         case ["abort"]:
             os.abort()
         case ["exit"]:

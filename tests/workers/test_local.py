@@ -63,11 +63,19 @@ def test_a_job_whose_worker_is_killed_once_is_done(tmp_path: Path) -> None:
     assert found["k1"].attempts == 2
 
 
-def test_a_job_that_waited_in_a_dying_worker_is_not_tried_in_vain(tmp_path: Path) -> None:
-    # With one try, any blame would be seen; the second job is read, and waits, while the first is computed and dies.
-    deeds = [{"compute": "sleep 0.3", "write": "sleep 0.3"}, {}, {"compute": "kill", "read": "sleep 0.1"}, {}, {}]
+def test_a_job_that_only_waited_is_not_to_blame(tmp_path: Path) -> None:
+    # The second is read, and waits, when the first dies: so the first alone is to blame, at once.
+    found = by_key(local(workers=1, tries=1)(jobs({"compute": "kill after 0.4"}, {}, {}), Obedient(str(tmp_path))))
+    assert [found[f"k{n}"].kind for n in range(3)] == ["died", "done", "done"]
+    assert [found[f"k{n}"].attempts for n in range(3)] == [1, 2, 1]
+
+
+def test_of_jobs_that_were_under_way_together_only_the_guilty_one_is_condemned(tmp_path: Path) -> None:
+    # When the second dies, the first is being written and the third read. With one try, any blame for them would be their end.
+    deeds = [{"write": "sleep 1"}, {"compute": "kill after 0.4"}, {"read": "sleep 1"}, {}]
     found = by_key(local(workers=1, tries=1)(jobs(*deeds), Obedient(str(tmp_path))))
-    assert [found[f"k{n}"].kind for n in range(5)] == ["done", "done", "died", "done", "done"]
+    assert [found[f"k{n}"].kind for n in range(4)] == ["done", "died", "done", "done"]
+    assert [found[f"k{n}"].attempts for n in range(4)] == [2, 2, 2, 1]
 
 
 def test_a_job_over_its_time_is_late_and_costs_no_other(tmp_path: Path) -> None:
@@ -98,6 +106,18 @@ def test_stages_of_different_jobs_overlap_and_no_more_than_three_are_held(tmp_pa
     for number, begin in enumerate(begins):
         written = sum(end < begin for end in ends)
         assert number - written <= 3
+
+
+def test_nothing_is_read_far_ahead_of_what_is_computed_nor_computed_far_ahead_of_what_is_written(
+    tmp_path: Path,
+) -> None:
+    for slow, before in (("compute", "read"), ("write", "compute")):
+        found = by_key(local(workers=1)(jobs(*[{slow: "sleep 0.06"}] * 9), Obedient(str(tmp_path))))
+        passed = [dict(outcome.result[2]) for outcome in found.values()]
+        ends = sorted(each[slow] for each in passed)
+        for number, ready in enumerate(sorted(each[before] for each in passed)):
+            # One is worked on, one waits for it.
+            assert number - sum(end < ready for end in ends) <= 1 + (slow == "write")
 
 
 def test_a_job_whose_device_is_lost_ends_its_worker_after_its_answer(tmp_path: Path) -> None:
@@ -220,6 +240,7 @@ def test_ctrl_c_reaches_the_driver_alone_and_says_nothing_of_the_workers(
     driver: tuple[subprocess.Popen[bytes], list[int]],
 ) -> None:
     process, workers = driver
+    assert all(os.getsid(pid) != os.getsid(process.pid) for pid in workers)
     os.killpg(process.pid, signal.SIGINT)  # as a terminal does
     _, err = process.communicate(timeout=20)
     assert err.count(b"Traceback") == 1
