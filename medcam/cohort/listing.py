@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING
 
 from medcam.cohort.bids import parsed
 from medcam.cohort.cases import read_table
-from medcam.cohort.driving import Case, Cases
 from medcam.cohort.layouts import without_ending
 from medcam.cohort.manifest import NAME
+from medcam.cohort.planning import Case, Cases
 from medcam.cohort.results import Entry
 from medcam.errors import InputError, UsageError
 from medcam.formats import READERS

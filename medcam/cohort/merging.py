@@ -177,7 +177,7 @@ def _placed(source: Path, target: Path) -> list[Any]:
 
 
 def _missing(found: Sequence[Part], rows: Mapping[str, Row]) -> dict[int, tuple[int, ...]]:
-    from medcam.cohort.driving import Shard
+    from medcam.cohort.planning import Shard
 
     of = found[0].shard[1]
     lacking: dict[int, list[int]] = {}

@@ -19,8 +19,9 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from medcam.cohort.adding import Adding
-    from medcam.cohort.driving import Cases, Run, Shard
+    from medcam.cohort.driving import Run
     from medcam.cohort.manifest import Row
+    from medcam.cohort.planning import Cases, Shard
     from medcam.cohort.results import Cohort as CohortResults
     from medcam.cohort.working import Work
     from medcam.workers.jobs import Engine, Outcome
@@ -164,7 +165,7 @@ def _check_names(options: Namespace) -> None:
 
 
 def _shard(text: str | None) -> Shard:
-    from medcam.cohort.driving import Shard
+    from medcam.cohort.planning import Shard
 
     if text is None:
         return Shard()
@@ -219,7 +220,8 @@ def _devices(device: str) -> tuple[str, ...]:
 
 
 def _planned(cases: Cases, work: Work, how: Run) -> Result:
-    from medcam.cohort.driving import PASSED, THERE, planned
+    from medcam.cohort.driving import planned
+    from medcam.cohort.planning import PASSED, THERE
 
     plans = list(planned(cases, work, how))
     counts = Counter(plan.stand for plan in plans)

@@ -10,8 +10,8 @@ import pytest
 from cohort.made_cohort import QUICK, TRIED, contents, save, scan, study, weights
 
 from medcam.cli import main
-from medcam.cohort.driving import Shard
 from medcam.cohort.manifest import read_manifest
+from medcam.cohort.planning import Shard
 from medcam.errors import UsageError
 
 
