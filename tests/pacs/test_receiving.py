@@ -18,7 +18,7 @@ import pydicom
 import pytest
 from damaged_associations import command, data, hammer, request
 from pydicom.uid import MPEG2MPML, JPEG2000Lossless, JPEGLSLossless, RLELossless
-from pynetdicom import AE, build_context
+from pynetdicom import AE, build_context, evt
 from pynetdicom.sop_class import CTImageStorage, MRImageStorage, SecondaryCaptureImageStorage, SegmentationStorage
 
 from formats.dicom_phantom import GEOMETRIES, MARKERS, stored_values, write_series
@@ -79,15 +79,20 @@ def storescu(port: int, paths: list[Path], *words: str, called: str = "MEDCAM") 
 
 def stored(port: int, paths: list[Path], *, calling: str = "TESTER") -> list[int | None]:
     """Send files with pynetdicom, and return the status of each; None where there was no answer."""
-    own = AE(calling)
+    own, sockets = AE(calling), []
     own.acse_timeout = own.dimse_timeout = own.network_timeout = 10
+    watch = (evt.EVT_CONN_OPEN, lambda event: sockets.append(event.assoc.dul.socket.socket))
     headers = [pydicom.dcmread(path) for path in paths]
     contexts = {(one.SOPClassUID, one.file_meta.TransferSyntaxUID) for one in headers}
-    opened = own.associate("127.0.0.1", port, [build_context(*each) for each in contexts], ae_title="MEDCAM")
-    if not opened.is_established:
-        return [None] * len(paths)
+    opened = own.associate(
+        "127.0.0.1", port, [build_context(*each) for each in contexts], ae_title="MEDCAM", evt_handlers=[watch]
+    )  # fmt: skip
     found = [opened.send_c_store(one).get("Status") if opened.is_established else None for one in headers]
-    opened.release()
+    if opened.is_established:
+        opened.release()
+    # pynetdicom leaves the socket open where the other side has hung up.
+    for each in sockets:
+        each.close()
     return found
 
 

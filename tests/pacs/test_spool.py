@@ -64,7 +64,7 @@ def test_what_is_sent_while_it_is_being_queued_again_stays_sent(
     queue, sender = Spool(spool), Spool(spool)
     waiting = queue.add(HERE, instances)
     # The one who queues looked before the one who sends said 'sent'.
-    monkeypatch.setattr(queue, "entries", lambda address=None: waiting)
+    monkeypatch.setattr(queue, "entries", lambda *_, **__: waiting)
     for entry in waiting:
         sender.stored(entry, "stored")
     queue.add(HERE, instances)
