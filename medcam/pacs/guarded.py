@@ -6,6 +6,7 @@ and does the handshake of TLS in the thread that lets everybody in.
 
 from __future__ import annotations
 
+import secrets
 import socket
 import ssl
 import time
@@ -182,10 +183,11 @@ class _Connection(RequestHandler):
 
 @final
 class Visit:
-    """What the door counts of one connection: first as one that has not said who it is, then as an association."""
+    """What the door counts of one connection: first as one that has not said who it is, then as an association. No other has its name."""
 
     def __init__(self, door: Door, address: str) -> None:
         self._door, self.address = door, address
+        self.name = secrets.token_hex(16)
         self._calling: str | None = None
         self._unnamed = True
 

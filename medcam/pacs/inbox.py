@@ -58,10 +58,15 @@ class Inbox:
             words = getattr(error, "strerror", None) or "it holds something else, or is locked"
             raise OutputError(f"the queue {folder} cannot be used: {words}; choose another with --folder") from error
 
-    def take(self, one: Arrival, *, at: float) -> str:
+    def take(self, one: Arrival, *, at: float, association: str = "") -> str:
         """Keep an instance, and return 'new', 'again' (the same content was here) or 'changed' (it replaces another content).
 
         When this returns, the file and its row are on disk, and only then.
+
+        Parameters
+        ----------
+        association
+            By which it came: a name that no other has.
 
         Raises
         ------
@@ -69,12 +74,12 @@ class Inbox:
             If the disk is full, or the like; then nothing has changed.
         """
         if self.has(one):
-            return self._again(one, at)
+            return self._again(one, at, association)
         # No file is ever written twice under one name: whoever reads or removes an old one never meets a new one.
         name = hashlib.sha256(f"{one.uid}\n{one.sha256}\n".encode() + os.urandom(16)).hexdigest()[:40] + ".dcm"
         self._write(name, one.content)
         try:
-            before = self._put(one, name, at)
+            before = self._put(one, name, at, association)
         except OutputError:
             (self._files / name).unlink(missing_ok=True)
             raise
@@ -102,11 +107,12 @@ class Inbox:
             found = rows.execute(f"{SELECT_SERIES} {where} order by arrived, uid", states).fetchall()
         return tuple(series_row(row) for row in found)
 
-    def released(self, peer: str) -> None:
-        """Note that a peer has ended an association in order: what it had to send, it has sent."""
+    def released(self, association: str) -> None:
+        """Note that an association was ended in order: what its peer had to send by it, it has sent."""
         with self._changing() as rows:
             rows.execute(
-                "update series set released = 1 where peer = ? and state = 'received' and released = 0", (peer,)
+                "update series set released = 1 where association = ? and state = 'received' and released = 0",
+                (association,),
             )
 
     def content(self, series: str) -> tuple[str, tuple[Path, ...]]:
@@ -245,7 +251,7 @@ class Inbox:
             found = rows.execute("select distinct words from results where series = ? and state = 'refused'", (series,))
             return tuple(row["words"] for row in found)
 
-    def _put(self, one: Arrival, name: str, at: float) -> sqlite3.Row | None:
+    def _put(self, one: Arrival, name: str, at: float, association: str) -> sqlite3.Row | None:
         """Note a file, and return the row of the one whose place it takes."""
         note = "an instance came again with other content; the last one counts"
         with self._changing() as rows:
@@ -254,24 +260,25 @@ class Inbox:
                 PUT_INSTANCE,
                 (one.uid, one.series, one.sop_class, one.syntax, len(one.content), name, one.sha256, one.group, one.expected, at),
             )  # fmt: skip
+            note = note if before else ""
             rows.execute(PUT_SERIES, {"uid": one.series, "study": one.study, "modality": one.modality, "peer": one.peer,
-                                      "at": at, "note": note if before else ""})  # fmt: skip
+                                      "association": association, "at": at, "note": note})  # fmt: skip
         return before
 
     def _is_here(self, rows: sqlite3.Connection, one: Arrival) -> bool:
         found = rows.execute("select series, sha256 from instances where uid = ?", (one.uid,)).fetchone()
         return found is not None and (found["series"], found["sha256"]) == (one.series, one.sha256)
 
-    def _again(self, one: Arrival, at: float) -> str:
+    def _again(self, one: Arrival, at: float, association: str) -> str:
         with self._changing() as rows:
             if self._is_here(rows, one):
                 rows.execute(
-                    "update series set arrived = ?, peer = ?, released = 0 where uid = ? and state = 'received'",
-                    (at, one.peer, one.series),
+                    "update series set arrived = ?, peer = ?, association = ?, released = 0 where uid = ? and state = 'received'",
+                    (at, one.peer, association, one.series),
                 )
                 return "again"
         # Removed since we looked.
-        return self.take(one, at=at)
+        return self.take(one, at=at, association=association)
 
     def _settle(
         self, rows: sqlite3.Connection, series: str, *, content: str, to: str, words: str, at: float, due: float

@@ -28,6 +28,7 @@ create table if not exists series (
     first real not null,
     arrived real not null,
     due real not null default 0,
+    association text not null default '',
     released integer not null default 0,
     tries integer not null default 0,
     version integer not null default 0,
@@ -78,10 +79,11 @@ on conflict (uid) do update set
 """
 # What is being explained goes on: its outcome is compared with what lies here then.
 PUT_SERIES = """
-insert into series (uid, study, modality, peer, state, first, arrived, note, changed)
-values (:uid, :study, :modality, :peer, 'received', :at, :at, :note, :at)
+insert into series (uid, study, modality, peer, association, state, first, arrived, note, changed)
+values (:uid, :study, :modality, :peer, :association, 'received', :at, :at, :note, :at)
 on conflict (uid) do update set
-    peer = excluded.peer, arrived = excluded.arrived, changed = excluded.changed, due = 0, released = 0, words = '',
+    peer = excluded.peer, association = excluded.association, arrived = excluded.arrived, changed = excluded.changed, due = 0,
+    released = 0, words = '',
     state = case when state = 'explaining' then state else 'received' end,
     note = case when excluded.note <> '' and state not in ('received', 'complete') then excluded.note else note end
 """
@@ -119,7 +121,7 @@ class SeriesRow:
         When its first and its last instance came, when it was last changed, and when it is to be looked at again at the earliest:
         seconds since 1970.
     released
-        Whether the peer has ended an association in order since its last instance: it was not cut off, nor were we.
+        Whether the association that its last instance came by was ended in order: its peer was not cut off, nor were we.
     tries, version
         How often it was begun to be explained, and how many results were made of different contents.
     content

@@ -132,7 +132,7 @@ class Receiver:
     def _released(self, event: Any) -> None:
         # If the disk is full, the series waits as if its peer had been cut off.
         with suppress(OutputError):
-            self._inbox.released(_peer(event.assoc))
+            self._inbox.released(_guarded(event.assoc).visit.name)
 
     def _store(self, event: Any) -> int:
         try:
@@ -154,7 +154,7 @@ class Receiver:
         )  # fmt: skip
         if not self._inbox.has(one):
             self._refuse_excess(one)
-        self._inbox.take(one, at=time.time())
+        self._inbox.take(one, at=time.time(), association=_guarded(event.assoc).visit.name)
         self._came()
         return SUCCESS
 
