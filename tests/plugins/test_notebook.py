@@ -15,8 +15,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+from browsers import chromium, wait_for
 from PIL import Image
-from report.test_browser import BROWSER, DRIVER, FLAGS
 
 import medcam
 from conftest import blob, oblique_grid
@@ -256,16 +256,8 @@ def test_a_real_notebook_shows_them(tmp_path: Path) -> None:
 
 @pytest.fixture
 def browser() -> Iterator[Any]:
-    webdriver = pytest.importorskip("selenium.webdriver", reason="selenium is not installed")
-    if BROWSER is None or DRIVER is None:
-        pytest.skip("chromium and chromedriver are not installed")
-    options = webdriver.ChromeOptions()
-    for flag in FLAGS:
-        options.add_argument(flag)
-    options.binary_location = BROWSER
-    driver = webdriver.Chrome(options=options, service=webdriver.chrome.service.Service(DRIVER))
-    yield driver
-    driver.quit()
+    with chromium() as driver:
+        yield driver
 
 
 @pytest.mark.slow
@@ -273,8 +265,6 @@ def browser() -> Iterator[Any]:
 def test_in_a_browser_the_picture_is_seen_and_the_viewer_runs_in_its_frame(
     browser: Any, case: tuple[Heatmap, Volume], tmp_path: Path
 ) -> None:
-    from selenium.webdriver.support.ui import WebDriverWait
-
     view = medcam.show(*case)
     page = tmp_path / "cell.html"
     page.write_text(f"<!doctype html><meta charset=utf-8>{view._repr_html_()}{view.interactive()._repr_html_()}")
@@ -285,7 +275,7 @@ def test_in_a_browser_the_picture_is_seen_and_the_viewer_runs_in_its_frame(
         browser.save_screenshot(f"{shots}/cell.png")
     frame = browser.find_element("tag name", "iframe")
     browser.switch_to.frame(frame)
-    WebDriverWait(browser, 120).until(lambda b: b.execute_script("return document.body.dataset.viewer"))
+    wait_for("the viewer", lambda: browser.execute_script("return document.body.dataset.viewer"), patience_s=120)
     assert browser.execute_script("return document.body.dataset.viewer") == "ready"
     assert "relevance 1.00 of the maximum" in browser.find_element("id", "where").text
     with pytest.raises(Exception, match=r"[Bb]locked a frame|SecurityError"):
