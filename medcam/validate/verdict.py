@@ -206,6 +206,9 @@ def of_cohort(evidence: Evidence) -> Verdict:
     missing = () if evidence.share else (_MODEL,)
     if uses is False:
         return Verdict("ignores", use_words)
+    if uses is None and evidence.share and all(share.value < USED for share in evidence.share.values()):
+        # An interval that holds both use and none shows neither, whatever the maps do.
+        return Verdict("untold", use_words, ("more patients with a lesion, to see whether the network uses it",))
     over = evidence.over_chance
     if over is None or over.low != over.low:
         return Verdict("untold", ("Chance is not known for the primary measure.", *use_words), missing)
@@ -243,8 +246,6 @@ def _cohort_uses(evidence: Evidence) -> tuple[bool | None, tuple[str, ...]]:
         return False, tuple(words)
     if shares and all(share.low > 0 and share.value >= USED for share in shares):
         return True, tuple(words)
-    if shares and all(share.value < USED for share in shares):
-        return False, tuple(reversed(words))
     return None, tuple(words)
 
 

@@ -108,6 +108,7 @@ BETTER = {"centre": between(0.2, 0.4), "random-weights-1": between(0.1, 0.3)}
     [
         ({"share": SHARE, "over_baselines": BETTER, **GOOD}, "agrees"),
         ({"share": {"inpaint": between(-0.01, 0.04)}, "over_baselines": BETTER, **GOOD}, "ignores"),
+        ({"share": {"inpaint": between(-0.02, 0.16)}, "over_baselines": BETTER, **GOOD}, "untold"),
         ({"share": SHARE, "tells_apart": between(0.4, 0.6), "over_baselines": BETTER, **GOOD}, "ignores"),
         ({"share": SHARE, "over_baselines": BETTER, **GOOD, "over_chance": between(-0.1, 0.1)}, "wrong"),
         ({"share": SHARE, "over_baselines": {**BETTER, "random-weights-1": between(-0.1, 0.1)}, **GOOD}, "wrong"),
