@@ -27,6 +27,7 @@ def printed(folder: Path) -> list[tuple[Block, str]]:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1200)
 def test_the_blocks_print_what_the_page_shows(printed: list[tuple[Block, str]]) -> None:
     shown = [(block, text) for block, text in printed if block.shown is not None]
     assert len(shown) == 9
@@ -35,6 +36,7 @@ def test_the_blocks_print_what_the_page_shows(printed: list[tuple[Block, str]]) 
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1200)
 def test_the_files_that_the_page_names_are_there(folder: Path, printed: list[tuple[Block, str]]) -> None:
     named = {name for name in re.findall(r"`([\w./-]+\.(?:png|html|mrb))`", PAGE.read_text()) if "/" in name}
     assert {"judged/report.html", "slicer/head_flair_gradcam.mrb"} <= named
@@ -44,6 +46,7 @@ def test_the_files_that_the_page_names_are_there(folder: Path, printed: list[tup
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1200)
 def test_the_picture_is_the_one_that_the_commands_make(
     folder: Path, printed: list[tuple[Block, str]], tmp_path: Path
 ) -> None:
