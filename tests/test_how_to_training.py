@@ -26,6 +26,7 @@ def blocks(language: str) -> list[str]:
     return [block.code for block in blocks_of(TEXT) if block.language == language]
 
 
+@pytest.mark.slow
 def test_the_example_of_lightning_trains_and_looks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("pytorch_lightning", reason="Lightning is not installed")
     monkeypatch.chdir(tmp_path)
