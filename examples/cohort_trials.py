@@ -226,7 +226,7 @@ def fire(options: argparse.Namespace) -> dict[str, Any]:
 def disk(options: argparse.Namespace) -> dict[str, Any]:
     """Return what came of a run whose disk was full before it ended, and had room again."""
     folder = fresh(options.folder / "disk")
-    table = make_cohort(folder / "images", options.cases)
+    table = make_cohort(folder / "images", options.cases, shape=(20, 24, 17))
     words = (*NETWORK, "--workers", str(options.workers))
     say(f"{options.cases} cases on a disk with room")
     Command(table, folder / "reference", words).run()

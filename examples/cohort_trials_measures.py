@@ -38,7 +38,7 @@ class Timed(LesionNet):
 def make():
     return Timed(3, {widths})
 """
-WIDTHS = (16, 32, 64, 64)
+WIDTHS = (32, 64, 128, 128)
 _SAMPLES = (
     ("film, DICOM", "demo-cxr", ("cxr", "film.dcm")),
     ("head, DICOM series", "demo-mri", ("mri", "head_flair_dicom")),
