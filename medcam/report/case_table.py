@@ -11,7 +11,7 @@ from medcam.report.cohort_numbers import headline, lines, number, value_of, word
 
 FAILED = "failed"
 # More numbers than these and the reason of the verdict fall off the screen; all of them stand in cases.csv.
-_MOST_NUMBERS = 6
+_MOST_NUMBERS = 5
 
 
 def case_table(cohort: Cohort, links: Mapping[int, str]) -> str:

@@ -120,7 +120,7 @@ def _use(trials: Mapping[str, Measure]) -> tuple[bool | None, str]:
     if not known:
         return None, ""
     ps = {fill: _of(trials, f"lesion_p@{fill}") for fill in known}
-    words = "; ".join(f"{share:.0%} if {_filled(fill)} (p {ps[fill]:.2g})" for fill, share in known.items())
+    words = "; ".join(f"{_whole(share)} if {_filled(fill)} (p {ps[fill]:.2g})" for fill, share in known.items())
     words = f"Of the score this hangs on the lesion, beyond a healthy region of its shape: {words}."
     if all(share >= USED and ps[fill] <= CHANCE for fill, share in known.items()):
         return True, words
@@ -291,4 +291,9 @@ def _signed(interval: Interval) -> str:
 
 
 def _percent(interval: Interval) -> str:
-    return f"{interval.value:.0%} ({interval.low:.0%} to {interval.high:.0%})"
+    return f"{_whole(interval.value)} ({_whole(interval.low)} to {_whole(interval.high)})"
+
+
+def _whole(share: float) -> str:
+    """Return a share in per cent, without a sign where it rounds to none."""
+    return f"{round(share, 2) + 0.0:.0%}"
