@@ -131,3 +131,30 @@ def test_monai_agrees_but_for_the_lowest_score_that_it_leaves_out() -> None:
         if sensitivity > 0:
             assert max(s for r, s in own.items() if r <= rate) >= sensitivity
     assert float(compute_froc_score(rates, sensitivities, (0.5, 1.0))) == pytest.approx(curve.score((0.5, 1.0)))
+
+
+def test_a_finding_that_touches_a_lesion_without_detecting_it_counts_neither_way() -> None:
+    mask, relevance = np.zeros(SHAPE, bool), np.zeros(SHAPE, np.float32)
+    mask[1:3, 1:4, 1:5] = True
+    # One voxel of the first finding lies in the lesion, none of the second does.
+    relevance[0:2, 1, 1], relevance[6, 6, 6] = 2, 3
+    s = Scene(relevance, mask, SPACING)
+    found, lesions = pieces(s, relevance > 0), pieces(s, mask)
+    matching = Matching.of(s, found, lesions)
+    wide = Findings.of(found, matching, matching.covering(0.5))
+    assert (wide.lesion_scores, wide.false_scores) == ((-np.inf,), (3.0,))
+    touched = Findings.of(found, matching, matching.touching())
+    assert (touched.lesion_scores, touched.false_scores) == ((2.0,), (3.0,))
+
+
+def test_an_overlap_of_just_the_share_is_enough() -> None:
+    mask, relevance = np.zeros(SHAPE, bool), np.zeros(SHAPE, np.float32)
+    mask[1, 1, 1:4], relevance[1, 1, 2:4] = True, 1
+    s = Scene(relevance, mask, SPACING)
+    matching = Matching.of(s, pieces(s, relevance > 0), pieces(s, mask))
+    assert matching.covering(2 / 3).tolist() == [[True]]
+    relevance[1, 1, 4] = 1
+    s = Scene(relevance, mask, SPACING)
+    matching = Matching.of(s, pieces(s, relevance > 0), pieces(s, mask))
+    assert matching.iou_at_least(0.5).tolist() == [[True]]
+    assert matching.iou_at_least(0.51).tolist() == [[False]]
