@@ -4,6 +4,22 @@
     found = windowed_relevance(network, inputs, settings, target=1)
 
 Raw signed maps are stitched on the layer's own cells, blended once by the importance of windows and normalised once, at the end.
+
+*Classes* (one, several, a difference) are scored by each window for itself: summed where that window predicts them. Windows that
+predict them nowhere were looked at and found nothing: they count as zeros in the blend, and cost no backward pass. One sweep does it.
+A volume in which no window predicts them is swept once more and scored everywhere, as `relevance` does. The score given is that of the
+windows, blended. A classifier's windows are explained each by its own score; the score given is their mean.
+
+*No target* stands for the class that the stitched output predicts (for a classifier, the mean of its windows), so one sweep predicts
+first and a second one explains, of a segmentation only the windows that predict that class.
+
+*Any other target of voxels* (one component, a boundary, a function of the scores `b classes *s`), or `exact`, is settled on the
+stitched output, and its gradient carried back through every window; weights are then pooled over the whole volume. It takes two sweeps,
+the second over the windows with a part in the score, keeps the output, its gradient, and the layer's activation and gradient on all
+its cells, and serves rules of activation and gradient only.
+
+Otherwise memory does not grow with the number of windows: besides the input there is one window's pass, the map, and the rows of the
+output that windows still add to.
 """
 
 from __future__ import annotations
@@ -82,40 +98,15 @@ def windowed_relevance(
 
 
 def windowed_relevances(
-    model: nn.Module,
-    inputs: Float[Tensor, "b c *s"],
-    windows: Windows,
-    *,
-    methods: Sequence[str | Explainer] = ("grad-cam",),
-    targets: Sequence[AnyTarget] = (None,),
-    layers: Sequence[str | Layer | None] = (None,),
-    score: str = "logit",
-    activation: str | None = None,
-    output: str | int | None = None,
-    class_names: Sequence[str] = (),
-    seed: int = 0,
-    memory_mb: float | int | None = None,
-    exact: bool = False,
-    prediction: bool = False,
-    progress: Progress | None = None,
-) -> Windowed:
+    model: nn.Module, inputs: Float[Tensor, "b c *s"], windows: Windows, *,
+    methods: Sequence[str | Explainer] = ("grad-cam",), targets: Sequence[AnyTarget] = (None,),
+    layers: Sequence[str | Layer | None] = (None,), score: str = "logit", activation: str | None = None,
+    output: str | int | None = None, class_names: Sequence[str] = (), seed: int = 0, memory_mb: float | int | None = None,
+    exact: bool = False, prediction: bool = False, progress: Progress | None = None,
+) -> Windowed:  # fmt: skip
     """Explain each volume of a batch, seen through sliding windows, for every target, method and layer.
 
-    *Classes* (one, several, a difference) are scored by each window for itself: summed where that window predicts them. Windows that
-    predict them nowhere were looked at and found nothing: they count as zeros in the blend, and cost no backward pass. One sweep does it.
-    A volume in which no window predicts them is swept once more and scored everywhere, as `relevance` does. The score given is that of the
-    windows, blended. A classifier's windows are explained each by its own score; the score given is their mean.
-
-    *No target* stands for the class that the stitched output predicts (for a classifier, the mean of its windows), so one sweep predicts
-    first and a second one explains, of a segmentation only the windows that predict that class.
-
-    *Any other target of voxels* (one component, a boundary, a function of the scores `b classes *s`), or `exact`, is settled on the
-    stitched output, and its gradient carried back through every window; weights are then pooled over the whole volume. It takes two sweeps,
-    the second over the windows with a part in the score, keeps the output, its gradient, and the layer's activation and gradient on all
-    its cells, and serves rules of activation and gradient only.
-
-    Otherwise memory does not grow with the number of windows: besides the input there is one window's pass, the map, and the rows of the
-    output that windows still add to.
+    How targets are scored, and what that costs, is said at the head of this module. It takes one or two sweeps.
 
     Parameters and errors that are not named here are those of `relevance`.
 
@@ -160,37 +151,67 @@ def windowed_relevances(
         )
         for target in targets
     ]  # fmt: skip
-    listed: tuple[Layer, ...] = ()
-    known: tuple[Layer, ...] = ()
-    if any(wish.explainer.looks_at_layer for wish in wishes):
-        if not all(isinstance(layer, Layer) for layer in layers):
-            listed = feature_layers(model, first, output=output)
-        known = tuple(known_layer(model, first, listed, layer) for layer in layers)
+    listed, known = _layers(model, first, layers, wishes, output)
     reading = Reading(score, activation, output, tuple(volumes.shape), model)
     with skeleton(model) as copied, torch.inference_mode(False):
         copies = copies_within(memory_mb, first.expand(windows.sw_batch_size, *first.shape[1:]), listed or known)
         setting = Setting(copied, padded, known, copies, seed, mode_notes(model), tuple(class_names))
         device = torch.device(windows.device or volumes.device)
         job = Job(setting, tiling, windows.sw_batch_size, device, reading, progress or _silent)
+        sweep = _Sweep(asked, wishes, first, volumes, exact, prediction)
+        found, kept = sweep.of(job) if None not in layers else sweep.of_speaking(job, layers, listed)
+    return Windowed(tuple(one.relevance for one in found), None if kept is None else kept.logits)
 
-        def swept(job: Job) -> tuple[list[Answered], Kept | None]:
-            kept = Kept(len(volumes), tiling.image) if prediction else None
-            drafts = _drafts(job, asked, wishes, first, kept, exact=exact)
-            return finish(replace(job.setting, inputs=volumes), [drafts[place] for place in sorted(drafts)]), kept
 
+def _layers(
+    model: nn.Module, first: Tensor, layers: Sequence[str | Layer | None], wishes: Sequence[Wish], output: str | int | None
+) -> tuple[tuple[Layer, ...], tuple[Layer, ...]]:  # fmt: skip
+    """Return all layers of a network, where they had to be looked for, and those that are asked for; `first` is a window."""
+    listed: tuple[Layer, ...] = ()
+    if not any(wish.explainer.looks_at_layer for wish in wishes):
+        return (), ()
+    if not all(isinstance(layer, Layer) for layer in layers):
+        listed = feature_layers(model, first, output=output)
+    return listed, tuple(known_layer(model, first, listed, layer) for layer in layers)
+
+
+@dataclass(frozen=True, eq=False)
+class _Sweep:
+    """What is asked of all windows of a batch; `first` is one of them."""
+
+    asked: Sequence[Unsettled]
+    wishes: Sequence[Wish]
+    first: Tensor
+    volumes: Tensor
+    exact: bool
+    prediction: bool
+
+    def of(self, job: Job) -> tuple[list[Answered], Kept | None]:
+        """Explain, and keep the stitched output if it is asked for."""
+        kept = Kept(len(self.volumes), job.tiling.image) if self.prediction else None
+        drafts = _drafts(job, self.asked, self.wishes, self.first, kept, exact=self.exact)
+        return finish(replace(job.setting, inputs=self.volumes), [drafts[place] for place in sorted(drafts)]), kept
+
+    def of_speaking(
+        self, job: Job, layers: Sequence[str | Layer | None], listed: tuple[Layer, ...]
+    ) -> tuple[list[Answered], Kept | None]:
+        """Explain, and where the default layer's gradient says nothing, once more at one whose gradient does."""
+        known = job.setting.layers
         found: list[Answered] = []
         kept: Kept | None = None
         try:
-            found, kept = swept(job)
+            found, kept = self.of(job)
         except IndependentError:
-            if None not in layers or not known:
+            if not known:
                 raise
-        if None in layers and known and (not found or any(one.says_nothing for one in found)):
+        if known and (not found or any(one.says_nothing for one in found)):
             # Whether a layer's gradient says something is a matter of the network, so one window tells.
-            better = speaking_layers(copied, first, listed, layers, known, unasked().read(job.read(1)))
+            better = speaking_layers(
+                job.setting.network, self.first, listed, layers, known, unasked().read(job.read(1))
+            )
             if better != known or not found:
-                found, kept = swept(replace(job, setting=replace(setting, layers=better)))
-    return Windowed(tuple(one.relevance for one in found), None if kept is None else kept.logits)
+                found, kept = self.of(replace(job, setting=replace(job.setting, layers=better)))
+        return found, kept
 
 
 def _drafts(
