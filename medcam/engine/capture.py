@@ -10,6 +10,7 @@ import threading
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -95,28 +96,7 @@ def capture(
         If the network does not accept the input.
     """
     found: dict[str, Activation] = {}
-    thread = threading.get_ident()
-    alone = len(layers) == 1
-
-    def keep(name: str) -> Any:
-        def cut(_module: nn.Module, _args: Any, output: Any) -> Any:
-            # A network under guard is the user's own, which other threads may be running.
-            if threading.get_ident() != thread:
-                return None
-            features, layout = feature_map(name, output, inputs, (layouts or {}).get(name))
-            calls = found[name].calls + 1 if name in found else 1
-            if not graph:
-                found[name] = Activation(features.detach().clone(), layout, calls)
-                return None
-            # Cutting anew at each call leaves the last call as the leaf; of several layers the first is the leaf and the others follow it.
-            root = features.detach().requires_grad_() if alone or not features.requires_grad else features
-            found[name] = Activation(root, layout, calls)
-            torch.set_grad_enabled(True)
-            # The clone keeps the captured values from a later in-place ReLU.
-            return with_tensor(output, features, root.clone())
-
-        return cut
-
+    keep = partial(_keeper, found, inputs, layouts or {}, graph=graph, alone=len(layers) == 1)
     given, modules = inputs, [name for name in layers if name != INPUT]
     with torch.inference_mode(False), torch.no_grad(), ExitStack() as stack:
         if INPUT in layers:
@@ -138,6 +118,31 @@ def capture(
         if name not in found:
             raise UsageError(f"layer '{name}' does not run in this network's forward pass; choose another layer")
     return Captured(output, found)
+
+
+def _keeper(
+    found: dict[str, Activation], inputs: Tensor, layouts: Mapping[str, Layout], name: str, *, graph: bool, alone: bool
+) -> Any:
+    """Return the hook that keeps what a layer gives, in `found`; `alone` if no other layer is captured."""
+    thread = threading.get_ident()
+
+    def cut(_module: nn.Module, _args: Any, output: Any) -> Any:
+        # A network under guard is the user's own, which other threads may be running.
+        if threading.get_ident() != thread:
+            return None
+        features, layout = feature_map(name, output, inputs, layouts.get(name))
+        calls = found[name].calls + 1 if name in found else 1
+        if not graph:
+            found[name] = Activation(features.detach().clone(), layout, calls)
+            return None
+        # Cutting anew at each call leaves the last call as the leaf; of several layers the first is the leaf and the others follow it.
+        root = features.detach().requires_grad_() if alone or not features.requires_grad else features
+        found[name] = Activation(root, layout, calls)
+        torch.set_grad_enabled(True)
+        # The clone keeps the captured values from a later in-place ReLU.
+        return with_tensor(output, features, root.clone())
+
+    return cut
 
 
 def gradients(
