@@ -27,25 +27,12 @@ from medcam.volume import Heatmap, Volume
 
 
 def explain(
-    volume: Volume | Sequence[Volume],
-    model: Model | nn.Module | str,
-    *,
-    layer: str | Sequence[str] | None = None,
-    target: AnyTarget = None,
-    method: str = "grad-cam",
-    score: str = "logit",
-    activation: str | None = None,
-    output: str | int | None = None,
-    fuse: str | None = None,
-    flips: bool = False,
-    window: int | Sequence[int] | None = None,
-    overlap: float | Sequence[float] | None = None,
-    exact: bool = False,
-    seed: int = 0,
-    preprocessing: Callable[[Any], Any] | None = None,
-    device: str = "cpu",
-    progress: Callable[[int, int], object] | None = None,
-) -> Heatmap:
+    volume: Volume | Sequence[Volume], model: Model | nn.Module | str, *, layer: str | Sequence[str] | None = None,
+    target: AnyTarget = None, method: str = "grad-cam", score: str = "logit", activation: str | None = None,
+    output: str | int | None = None, fuse: str | None = None, flips: bool = False, window: int | Sequence[int] | None = None,
+    overlap: float | Sequence[float] | None = None, exact: bool = False, seed: int = 0,
+    preprocessing: Callable[[Any], Any] | None = None, device: str = "cpu", progress: Callable[[int, int], object] | None = None,
+) -> Heatmap:  # fmt: skip
     """Explain a network's score of one case, and place the answer on the grid of its (first) image.
 
     Parameters
