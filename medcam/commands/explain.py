@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from argparse import Namespace
+from argparse import ArgumentParser, Namespace
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
@@ -51,6 +51,29 @@ def add(commands: Commands) -> None:
     explain.add_argument(
         "--preprocessing", metavar="FILE", help="MONAI transforms (JSON or YAML) instead of the model's own"
     )
+    _add_question(explain)
+    explain.add_argument("--slice", type=int, metavar="K", help="the slice for a 2D network, from 0")
+    add_lesion(explain, "outlined in pictures, and tested for the peak")
+    add_identity(explain)
+    explain.add_argument(
+        "--formats",
+        default="nifti,png",
+        help="formats, separated by commas (`medcam formats` lists them; default: nifti,png)",
+    )
+    explain.add_argument(
+        "--threshold",
+        type=float,
+        default=0.5,
+        help="where masks and colours begin, as a fraction of the maximum (default 0.5)",
+    )
+    explain.add_argument("--out", metavar="DIR", default="medcam-out", help="where results go (default: medcam-out)")
+    explain.add_argument(
+        "--config", metavar="FILE", help="JSON or YAML with any of these options; the command line wins"
+    )
+
+
+def _add_question(explain: ArgumentParser) -> None:
+    """Add what is asked of the network, and how."""
     explain.add_argument(
         "--layer",
         metavar="NAME[,NAME]",
@@ -88,24 +111,6 @@ def add(commands: Commands) -> None:
     explain.add_argument("--overlap", metavar="SHARE", help="how much windows overlap (default: the bundle's, or 0.25)")
     explain.add_argument(
         "--exact", action="store_true", help="explain the score of the stitched prediction instead of each window's own"
-    )
-    explain.add_argument("--slice", type=int, metavar="K", help="the slice for a 2D network, from 0")
-    add_lesion(explain, "outlined in pictures, and tested for the peak")
-    add_identity(explain)
-    explain.add_argument(
-        "--formats",
-        default="nifti,png",
-        help="formats, separated by commas (`medcam formats` lists them; default: nifti,png)",
-    )
-    explain.add_argument(
-        "--threshold",
-        type=float,
-        default=0.5,
-        help="where masks and colours begin, as a fraction of the maximum (default 0.5)",
-    )
-    explain.add_argument("--out", metavar="DIR", default="medcam-out", help="where results go (default: medcam-out)")
-    explain.add_argument(
-        "--config", metavar="FILE", help="JSON or YAML with any of these options; the command line wins"
     )
 
 
