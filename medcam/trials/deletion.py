@@ -134,22 +134,23 @@ def deletion_and_insertion(
         kind: [order(surrogates(ranked, kind, domain=inside, generator=generator)) for _ in range(draws)]
         for kind in controls
     }
-    results = []
-    for name in fills:
-        fill = fill_named(study.inputs, name, domain=inside, spacing_mm=spacing_mm)
-        controlled = {
-            kind: tuple(_curves(study, one, fill, steps) for one in orders) for kind, orders in others.items()
-        }
-        deletion, insertion = _curves(study, own, fill, steps)
-        results.append(
-            Removal(
-                name, deletion, insertion, own.tied,
-                {kind: torch.stack([pair[0].area for pair in pairs]) for kind, pairs in controlled.items()},
-                {kind: torch.stack([pair[1].area for pair in pairs]) for kind, pairs in controlled.items()},
-                controlled,
-            )
-        )  # fmt: skip
-    return tuple(results)
+    return tuple(
+        _removal(study, own, others, name, fill_named(study.inputs, name, domain=inside, spacing_mm=spacing_mm), steps)
+        for name in fills
+    )
+
+
+def _removal(
+    study: Study, own: Order, others: Mapping[str, Sequence[Order]], name: str, fill: Fill, steps: int
+) -> Removal:
+    """Return deletion and insertion in one order with one fill, and in the orders of controls."""
+    areas = {kind: [_curves(study, one, fill, steps) for one in orders] for kind, orders in others.items()}
+    deletion, insertion = _curves(study, own, fill, steps)
+    return Removal(
+        name, deletion, insertion, own.tied,
+        {kind: torch.stack([pair[0].area for pair in pairs]) for kind, pairs in areas.items()},
+        {kind: torch.stack([pair[1].area for pair in pairs]) for kind, pairs in areas.items()},
+    )  # fmt: skip
 
 
 def deletion_curve(study: Study, order: Order, fill: Fill, *, shares: Sequence[float]) -> Curve:
