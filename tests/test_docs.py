@@ -163,7 +163,7 @@ def test_the_blocks_of_a_page_run_in_their_order_and_print_what_it_shows(page: s
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(1200)
 def test_the_site_builds_without_a_warning_and_asks_nobody(tmp_path: Path) -> None:
     offline = {"http_proxy": "http://127.0.0.1:9", "https_proxy": "http://127.0.0.1:9"}
     command = [sys.executable, "-m", "sphinx", "-q", "-n", "-W", "--keep-going", "-d", str(tmp_path / "trees")]
@@ -173,7 +173,7 @@ def test_the_site_builds_without_a_warning_and_asks_nobody(tmp_path: Path) -> No
         env=os.environ | offline | {"PYTHONPATH": str(ROOT)},
         capture_output=True,
         text=True,
-        timeout=500,
+        timeout=1100,
     )
     assert done.returncode == 0, done.stdout + done.stderr
     site = tmp_path / "site"
