@@ -170,9 +170,10 @@ def _larger(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     model = ("--model", str(folder / "weights.pt"), "--factory", f"{folder / 'trial_network.py'}:make")
     code, samples = watched(Command(table, folder / "out", (*model, "--threads", "1", "--workers", "1")), every_s=0.25)
     passes = sorted(tuple(map(float, line.split())) for line in log.read_text().splitlines())
-    # The first case warms up; from its end on, each takes one more step of the steady time.
-    network = sum(took for _, took in passes[len(passes) // options.larger :]) / (options.larger - 1)
-    steady, _ = _steady(samples)
+    # From the begin of the second case's first pass to that of the last case's are so many whole cases; the first warms up.
+    each = len(passes) // options.larger
+    between = passes[-each][0] - passes[each][0]
+    network, steady = sum(took for _, took in passes[each:-each]) / (options.larger - 2), between / (options.larger - 2)
     return {
         "cases": options.larger, "voxels": [side, side + 8, side - 8], "exit_code": code, "seconds": round(samples[-1].seconds, 2),
         "passes_a_case": len(passes) / options.larger, "network_s": round(network, 2), "steady_s": round(steady, 2),
