@@ -54,7 +54,7 @@ class Keeping:
                 "settings": plain_settings(sweep.settings),
                 "how": {name: to_plain(value) for name, value in sweep.explaining.items()},
                 "drawn_on": sweep.drawn_on,
-                "allow_gaps": sweep.allow_gaps,
+                "reading": [sweep.allow_gaps, sweep.regrid],
                 "version": medcam.__version__,
             }
         except MedcamError:

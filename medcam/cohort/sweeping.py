@@ -74,7 +74,7 @@ class Sweep:
         What `explain_all` takes besides, by its names; 'target' wins over the table's class.
     random
         By model, the same network with its weights drawn anew; where none, it is not compared with.
-    drawn_on, allow_gaps
+    drawn_on, allow_gaps, regrid
         See `medcam.cohort.asked.Asked`.
 
     Raises
@@ -91,6 +91,7 @@ class Sweep:
     random: Mapping[str, Model] = field(default_factory=dict)
     drawn_on: tuple[int, int] | None = None
     allow_gaps: bool = False
+    regrid: bool = False
 
     def __post_init__(self) -> None:
         if len(self.layers) != len(self.models):
@@ -200,7 +201,7 @@ def _swept(entry: Entry, sweep: Sweep, kept: Kept | None) -> Swept:
     if before is not None:
         found, plain = before
         return Swept(entry, found, plain.baselines, _notes(found, plain), done_before=True)
-    volumes = read_images(entry, allow_gaps=sweep.allow_gaps)
+    volumes = read_images(entry, allow_gaps=sweep.allow_gaps, regrid=sweep.regrid)
     if not volumes:
         raise InputError("it names no image, and methods are compared on images")
     maps, errors = _explained(sweep.models, volumes, entry, sweep)

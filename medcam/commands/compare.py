@@ -65,6 +65,7 @@ def _add_measuring(compare: ArgumentParser) -> None:
     add_("--least-lesion", type=float, default=0.0, metavar="ML", help="smaller pieces of a mask are no lesions")
     add_("--drawn-on", metavar="W,H", help="the size of the picture in whose pixels boxes are given")
     add_("--allow-gaps", action="store_true", help="fill missing DICOM slices by interpolation")
+    add_("--regrid", action="store_true", help="interpolate tilted or uneven DICOM slices onto a regular grid")
     add_("--replicates", type=int, default=2000, metavar="N", help="how often patients are drawn (default 2000)")
     add_("--seed", type=int, default=0, help="of all that is drawn at random (default 0)")
 
@@ -157,7 +158,7 @@ def _sweep(options: Namespace, say: Say) -> tuple[Sweep, tuple[str, ...]]:
     random, notes = ({}, ()) if options.no_random_weights else random_networks(models, seed=options.seed + 1)
     sweep = Sweep(
         models, methods, tuple(layers), settings, explaining, random, (int(size[0]), int(size[1])) if size else None,
-        options.allow_gaps,
+        options.allow_gaps, options.regrid,
     )  # fmt: skip
     return sweep, notes
 

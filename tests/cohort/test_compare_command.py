@@ -16,9 +16,14 @@ import torch
 from medcam import cli
 from medcam.cohort import sweeping
 from medcam.cohort.kept import Kept
+from medcam.cohort.results import Entry
+from medcam.errors import GeometryError
+from medcam.geometry import Grid
 from medcam.lesion_net import LesionNet
+from medcam.models import wrap_module
 from medcam.pipeline import Unplaced
-from medcam.volume import Heatmap
+from medcam.recipe import Recipe
+from medcam.volume import Heatmap, Source, Volume
 
 FACTORY = "medcam.lesion_net:LesionNet(3, (4, 6), dilations=[1, 1])"
 AFFINE = np.diag([-1.5, -1.25, 2.0, 1.0])
@@ -150,6 +155,26 @@ def test_only_what_is_new_or_changed_is_measured_again(table: Path, monkeypatch:
     told.clear()
     assert cli.main([*said, "--least-lesion", "0.001"]) == 0
     assert len(told) == 4 * (4 + 3)
+
+
+def test_a_sheared_image_is_refused_with_what_helps_and_regridding_reads_it_anew(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    sheared = AFFINE.copy()
+    sheared[0, 2] = 0.4
+    heatmap = Heatmap(
+        np.zeros((4, 5, 3), np.float32), Grid((4, 5, 3), sheared), Source("dicom", "", ""), Recipe("", "", "", "", ""), "", 0.0, None, ()
+    )  # fmt: skip
+    mask = Volume(np.zeros((4, 5, 3), np.uint8), heatmap.grid, "label", heatmap.source)
+    with pytest.raises(GeometryError, match=r"not at right angles \(a tilted gantry\).*--regrid"):
+        sweeping.measure_heatmap(heatmap, mask)
+    asked: list[bool] = []
+    monkeypatch.setattr(sweeping, "read_images", lambda _entry, **how: asked.append(how["regrid"]) or ())
+    models = {"one": wrap_module(LesionNet(3, (4,), dilations=(1,)))}
+    for regrid in (False, True):
+        sweep = sweeping.Sweep(models, ("grad-cam", "hires-cam"), ((None,),), regrid=regrid)
+        assert "no image" in sweeping.swept(Entry(2, "c", "p"), sweep).error
+    assert asked == [False, True]
 
 
 @pytest.mark.slow
