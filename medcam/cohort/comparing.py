@@ -246,8 +246,8 @@ def _without_oneself(table: Table) -> Float[np.ndarray, " n"]:
     if by.count < 2:
         return np.full(len(columns), _NAN)
     sums = np.stack([by.sums(one) for one in columns.T], 1)
-    others = (sums.sum(0) - sums) / (by.sizes.sum() - by.sizes)[:, None]
-    best = others.argmax(1)[by.code]
+    # The number of other cases is the same for all configurations, so that sums rank them as means do.
+    best = (sums.sum(0) - sums).argmax(1)[by.code]
     return np.asarray(columns[np.arange(len(columns)), best])
 
 

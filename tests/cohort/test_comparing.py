@@ -154,6 +154,14 @@ def test_a_method_that_gives_nothing_in_most_cases_does_not_win_by_the_few() -> 
     assert any("no value in 7 of 10 cases. It does not compete." in note for note in found.notes)
 
 
+def test_one_that_gives_a_value_in_just_half_of_the_cases_competes() -> None:
+    shy, *rest = configurations()
+    cases = [
+        a_case(2 + n, f"p{n}", {shy: 0.95 if n < 5 else float("nan"), **dict.fromkeys(rest, 0.4)}) for n in range(10)
+    ]
+    assert compared(cases, configurations(), primary="average_precision", how=HOW).chosen == shy
+
+
 def test_the_files_hold_each_case_and_the_remark_and_number_the_patients(tmp_path: Path) -> None:
     found: Compared = compared(noise_only(5, 1), configurations(), primary="average_precision", how=HOW)
     files = write_comparison(found, tmp_path, about={})
