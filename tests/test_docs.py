@@ -97,8 +97,8 @@ WHOLE = {
         medcam explain head_flair.nii.gz --model demo-mri --out results --quiet
         printf 'case,patient,heatmap\\na,1,results/head_flair_gradcam.nii.gz\\n' > heatmaps.csv""",
 }
-# Whose Python is run with the shell blocks around it, not by itself.
-IN_ORDER = {"tutorial.md", "what-heatmaps-tell.md"}
+# Whose Python is run with the shell blocks around it, or by tests/test_packaging.py, and not by itself.
+IN_ORDER = {"README.md", "tutorial.md", "what-heatmaps-tell.md"}
 COMMAND = re.compile(
     r"\s*(?:\$ )?(?:medcam|pip|python3?|pytest|npm|Slicer|sbatch|snakemake|nextflow|dask|export|curl|docker|nnUNet\w*)\s+\S"
 )
