@@ -104,21 +104,26 @@ COMMAND = re.compile(
 )
 
 
-def examples(page: Path) -> list[str]:
-    return [block.code for block in blocks_of(page.read_text()) if block.language == "python" and block.is_run]
+def examples(page: Path) -> list[Block]:
+    return [block for block in blocks_of(page.read_text()) if block.language == "python" and block.is_run]
 
 
 @pytest.mark.parametrize(
     "page", [page for page in PAGES if examples(page) and page.name not in IN_ORDER], ids=lambda page: page.name
 )
-def test_python_in_the_documentation_runs(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_python_in_the_documentation_runs_and_prints_what_is_shown(
+    page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     (tmp_path / "data_samples").symlink_to(ROOT / "data_samples")
     monkeypatch.chdir(tmp_path)
     # An example may add a method; the table is then as it was.
     monkeypatch.setitem(EXPLAINERS, "positive-cam", EXPLAINERS["grad-cam"])
     shared: dict[str, object] = {"medcam": medcam, "network": Classifier(2).eval(), "images": image(2)}
-    for code in examples(page):
-        exec(compile(code, page.name, "exec"), shared)
+    for block in examples(page):
+        capsys.readouterr()
+        exec(compile(block.code, page.name, "exec"), shared)
+        printed = capsys.readouterr().out
+        assert block.shown is None or agrees(block.shown, printed), f"line {block.line}: {printed}"
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
