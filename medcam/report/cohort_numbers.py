@@ -71,7 +71,8 @@ _WORDS = {
 # Measures that a reader looks for first, by how their names begin; the others follow in the table.
 _FIRST = (
     "hit", "mass_in_lesion", "average_precision", "rank_accuracy", "dice", "iou", "surface_dice", "lesion_recall_peak",
-    "lesion_recall", "lesion_precision", "peak_distance", "soft_centre_distance", "matched_centre_distance", "hausdorff_95", "false_findings", "selected_size",
+    "lesion_recall", "lesion_precision", "peak_distance", "soft_centre_distance", "matched_centre_distance", "hausdorff_95",
+    "false_findings", "selected_size",
 )  # fmt: skip
 # Of these, what stands behind the @ is no threshold but what took the place of voxels.
 _TRIALS = (
