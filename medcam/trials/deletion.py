@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 from jaxtyping import Bool, Float
@@ -65,7 +65,7 @@ class Removal:
     tied: Float[Tensor, " b"]
     deletion_controls: Mapping[str, Float[Tensor, "d b"]]
     insertion_controls: Mapping[str, Float[Tensor, "d b"]]
-    control_curves: Mapping[str, tuple[tuple[Curve, Curve], ...]] = field(default_factory=dict)
+    control_curves: Mapping[str, tuple[tuple[Curve, Curve], ...]]
 
     def deletion_gain(self, control: str) -> Float[Tensor, " b"]:
         """Return how far the map's area lies below that of a control's mean: above 0 speaks for the map."""
@@ -144,12 +144,13 @@ def _removal(
     study: Study, own: Order, others: Mapping[str, Sequence[Order]], name: str, fill: Fill, steps: int
 ) -> Removal:
     """Return deletion and insertion in one order with one fill, and in the orders of controls."""
-    areas = {kind: [_curves(study, one, fill, steps) for one in orders] for kind, orders in others.items()}
+    curves = {kind: tuple(_curves(study, one, fill, steps) for one in orders) for kind, orders in others.items()}
     deletion, insertion = _curves(study, own, fill, steps)
     return Removal(
         name, deletion, insertion, own.tied,
-        {kind: torch.stack([pair[0].area for pair in pairs]) for kind, pairs in areas.items()},
-        {kind: torch.stack([pair[1].area for pair in pairs]) for kind, pairs in areas.items()},
+        {kind: torch.stack([pair[0].area for pair in pairs]) for kind, pairs in curves.items()},
+        {kind: torch.stack([pair[1].area for pair in pairs]) for kind, pairs in curves.items()},
+        curves,
     )  # fmt: skip
 
 
