@@ -37,7 +37,7 @@ MAY_KNOW = {
     "models": {"samples", "lesion_net"},
     "cohort": {
         "occupancy",
-        *("geometry", "volume", "recipe", "options", "whole_file", "formats"),
+        *("steps", "geometry", "volume", "recipe", "options", "whole_file", "formats"),
         *("engine", "models", "prepare", "pipeline", "validate", "trials", "workers"),
     },
     "pipeline": {"geometry", "volume", "recipe", "engine", "models", "prepare"},

@@ -13,8 +13,8 @@ import medcam
 from medcam.cohort.judging import case_label
 from medcam.cohort.plain import from_plain, to_plain
 from medcam.cohort.results import Entry
-from medcam.cohort.running import _identity
-from medcam.cohort.stored import _digest, _without_files, plain_settings
+from medcam.cohort.running import identity_of
+from medcam.cohort.stored import digest_of, plain_settings, without_files
 from medcam.cohort.sweeping import Answer, Configuration, Plain, Sweep
 from medcam.errors import InputError, MedcamError
 from medcam.models import Model
@@ -38,7 +38,7 @@ class Keeping:
         return Keeping(
             folder,
             sweep,
-            {name: _identity(model) for name, model in sweep.models.items()},
+            {name: identity_of(model) for name, model in sweep.models.items()},
             {name: _weights(model) for name, model in sweep.random.items()},
         )
 
@@ -48,9 +48,9 @@ class Keeping:
         try:
             files = [*entry.images, *(path for path in (entry.mask, entry.organ) if path is not None)]
             of_case = {
-                "entry": to_plain(_without_files(entry)),
+                "entry": to_plain(without_files(entry)),
                 "which": [len(entry.images), entry.mask is None, entry.organ is None],
-                "files": [_digest(path) for path in files],
+                "files": [digest_of(path) for path in files],
                 "settings": plain_settings(sweep.settings),
                 "how": {name: to_plain(value) for name, value in sweep.explaining.items()},
                 "drawn_on": sweep.drawn_on,

@@ -13,6 +13,7 @@ from medcam.cohort.judging import case_label, judged
 from medcam.cohort.results import CaseResult, Entry
 from medcam.cohort.stored import done_case, key_of, store_case
 from medcam.errors import MedcamError
+from medcam.steps import step_words
 
 if TYPE_CHECKING:
     from medcam.models import Model
@@ -36,10 +37,11 @@ def run_cases(
     """
     results = []
     folder = out / "cases"
+    network = "" if model is None else identity_of(model)
     for number, entry in enumerate(entries, 1):
         where = f"case {number} of {len(entries)} (line {entry.line})"
         path = folder / f"{case_label(entry)}.json"
-        key = _key(entry, asked, model)
+        key = _key(entry, asked, network)
         before = done_case(entry, key, path) if key else None
         if before is not None:
             say(f"{where}: done before")
@@ -61,21 +63,25 @@ def _told(result: CaseResult) -> str:
     return f"{verdict} ({result.seconds:.1f} s)"
 
 
-def _key(entry: Entry, asked: Asked, model: Model | None) -> str:
+def _key(entry: Entry, asked: Asked, network: str) -> str:
     """Return what tells whether a case was done before; '' where a file cannot be read, which the case itself then says."""
     try:
-        return key_of(entry, asked, model="" if model is None else _identity(model), version=medcam.__version__)
+        return key_of(entry, asked, model=network, version=medcam.__version__)
     except MedcamError:
         return ""
 
 
-def _identity(model: Model) -> str:
-    """Return the digest of a network: of its files and what was made of them, or of the weights of one given in memory."""
-    steps = "" if model.preprocessing is None else repr(getattr(model.preprocessing, "transforms", model.preprocessing))
+def identity_of(model: Model) -> str:
+    """Return the digest of a network and its preprocessing: of the network's files, or of the weights of one given in memory.
+
+    To be asked before the first image: some transforms keep what they have seen.
+    """
+    chain = model.preprocessing
+    steps = () if chain is None else getattr(chain, "transforms", (chain,))
+    running = hashlib.sha256("\n".join(map(step_words, steps)).encode())
     if model.sha256:
-        # What objects say of themselves may hold their address, which changes.
-        return f"{model.sha256} {len(steps)}"
-    running = hashlib.sha256()
+        running.update(model.sha256.encode())
+        return running.hexdigest()
     for name, value in model.network.state_dict().items():
         running.update(name.encode())
         running.update(value.detach().cpu().float().numpy().tobytes())

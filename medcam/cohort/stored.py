@@ -108,10 +108,10 @@ def key_of(entry: Entry, asked: Asked, *, model: str, version: str) -> str:
     files = [*entry.images, *(path for path in (entry.heatmap, entry.mask, entry.organ) if path is not None)]
     sidecars = [path.with_name(path.name.partition(".")[0] + ".json") for path in (entry.heatmap,) if path is not None]
     said = {
-        "entry": to_plain(_without_files(entry)),
+        "entry": to_plain(without_files(entry)),
         "asked": {name: to_plain(value) for name, value in vars(asked).items() if name != "settings"},
         "settings": plain_settings(asked.settings),
-        "files": [_digest(path) for path in (*files, *(path for path in sidecars if path.is_file()))],
+        "files": [digest_of(path) for path in (*files, *(path for path in sidecars if path.is_file()))],
         "which": [len(entry.images), entry.heatmap is None, entry.mask is None, entry.organ is None],
         "model": model,
         "version": version,
@@ -119,13 +119,20 @@ def key_of(entry: Entry, asked: Asked, *, model: str, version: str) -> str:
     return hashlib.sha256(json.dumps(said, sort_keys=True, default=str).encode()).hexdigest()
 
 
-def _without_files(entry: Entry) -> Entry:
+def without_files(entry: Entry) -> Entry:
     """Return an entry without its files, and without what its own result does not depend on."""
     bare = replace(entry, line=0, patient="", split="")
     return replace(bare, images=(), heatmap=None, mask=None, organ=None, transform=None)
 
 
-def _digest(path: Path) -> str:
+def digest_of(path: Path) -> str:
+    """Return the SHA-256 of a file, or of all files of a folder with their names.
+
+    Raises
+    ------
+    InputError
+        If one cannot be read.
+    """
     running = hashlib.sha256()
     try:
         for file in sorted(path.rglob("*")) if path.is_dir() else [path]:

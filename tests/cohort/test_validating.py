@@ -13,6 +13,7 @@ import nibabel
 import numpy as np
 import pytest
 import torch
+from monai.transforms import Compose, NormalizeIntensity, ScaleIntensityRange
 from scipy import ndimage
 
 from conftest import blob, made_volume, oblique_grid
@@ -21,7 +22,7 @@ from medcam.cohort.asked import Asked, threshold_named
 from medcam.cohort.cases import read_table
 from medcam.cohort.judging import judged
 from medcam.cohort.results import CURVE_SHARES, Cascade, CaseResult, Cohort
-from medcam.cohort.running import run_cases
+from medcam.cohort.running import identity_of, run_cases
 from medcam.cohort.sketches import randomization_sanity
 from medcam.cohort.stored import read_cohort
 from medcam.cohort.summary import size_labels, summarized
@@ -373,3 +374,14 @@ def test_what_pages_need_and_the_cascade_come_back_from_the_file(done: Cohort, t
     assert again is not None
     assert again.verdict == "fails"
     assert randomization_sanity(alike[:2], FEW) is None
+
+
+def test_a_network_is_another_with_other_weights_or_other_preprocessing() -> None:
+    def made(low: float, seed: int = 0, sha256: str = "") -> Model:
+        torch.manual_seed(seed)
+        chain = Compose([Compose([ScaleIntensityRange(low, 100, 0, 1)]), NormalizeIntensity(nonzero=True)])
+        return replace(wrap_module(torch.nn.Conv2d(1, 2, 3)), preprocessing=chain, sha256=sha256)
+
+    same, others = made(7), [made(8), made(7, seed=1), made(7, sha256="ab"), made(8, sha256="ab")]
+    assert identity_of(same) == identity_of(made(7))
+    assert len({identity_of(each) for each in (same, *others)}) == 5
