@@ -279,8 +279,12 @@ def _client(rules: _Rules) -> Iterator[Any]:
                 configured.config.set({"distributed.scheduler.allowed-failures": rules.tries - 1, **environment})
             )
             address = stack.enter_context(
+                # Without an address, its web page would take port 8787, and be open to the network.
                 LocalCluster(
-                    n_workers=rules.workers, threads_per_worker=1, dashboard_address=None, silence_logs=logging.CRITICAL
+                    n_workers=rules.workers,
+                    threads_per_worker=1,
+                    dashboard_address="127.0.0.1:0",
+                    silence_logs=logging.CRITICAL,
                 )
             )
         else:

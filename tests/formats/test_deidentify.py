@@ -294,7 +294,8 @@ def formats_for(volume: Volume) -> list[str]:
     possible = []
     for name in DICOM:
         with contextlib.suppress(OutputError):
-            check_formats(name, volume, threshold=0.4)
+            # Key objects are a list of the others.
+            check_formats([*possible, name], volume, threshold=0.4)
             possible.append(name)
     return possible
 
