@@ -34,7 +34,8 @@ def test_the_commands_bring_image_and_results_into_one_study(
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
     blocks = re.findall(r"```shell\n(.*?)```", PAGE.read_text(), re.S)
-    lines = [line for block in blocks for line in block.splitlines()]
+    # The last block installs OHIF itself, which the tests of viewers do.
+    lines = [line for block in blocks if "npm pack" not in block for line in block.splitlines()]
     assert len(lines) == 5
     archive.start()
     try:
