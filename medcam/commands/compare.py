@@ -8,8 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from medcam.commands import Result, Say
-from medcam.commands.explain import _overlap, _window
-from medcam.commands.parsing import Commands, command
+from medcam.commands.parsing import Commands, command, overlap_shares, window_sides
 from medcam.commands.progress import Progress
 from medcam.errors import UsageError
 
@@ -153,7 +152,7 @@ def _sweep(options: Namespace, say: Say) -> tuple[Sweep, tuple[str, ...]]:
     explaining = {
         name: getattr(options, name) for name in ("target", "score", "activation", "output", "seed", "device")
     }
-    explaining |= {"window": _window(options.window), "overlap": _overlap(options.overlap)}
+    explaining |= {"window": window_sides(options.window), "overlap": overlap_shares(options.overlap)}
     models = _models(options, paths, say)
     random, notes = ({}, ()) if options.no_random_weights else random_networks(models, seed=options.seed + 1)
     sweep = Sweep(

@@ -11,7 +11,7 @@ from medcam.commands import Result, Say
 from medcam.commands.findings import against, explained, reported
 from medcam.commands.images import add_identity, read_image, without_identity
 from medcam.commands.lesions import add_lesion, lay_lesion, read_lesion
-from medcam.commands.parsing import Commands, command
+from medcam.commands.parsing import Commands, command, overlap_shares, window_sides
 from medcam.errors import UsageError
 
 if TYPE_CHECKING:
@@ -154,8 +154,8 @@ def run(options: Namespace, say: Say) -> Result:
         output=options.output,
         fuse=options.fuse,
         flips=options.flips,
-        window=_window(options.window),
-        overlap=_overlap(options.overlap),
+        window=window_sides(options.window),
+        overlap=overlap_shares(options.overlap),
         exact=options.exact,
         seed=options.seed,
         device=options.device,
@@ -175,27 +175,6 @@ def run(options: Namespace, say: Say) -> Result:
         measures=reported(measures),
     )
     return explained(heatmap, measures, files, options.threshold)
-
-
-def _window(text: str | None) -> tuple[int, ...] | int | None:
-    """Return the sides of a window; () for 'whole'."""
-    if text is None or text == "whole":
-        return None if text is None else ()
-    try:
-        sides = tuple(int(part) for part in str(text).replace("x", ",").split(","))
-    except ValueError:
-        raise UsageError(f"--window takes numbers of voxels, such as 96,96,96, or 'whole', not '{text}'") from None
-    return sides if len(sides) > 1 else sides[0]
-
-
-def _overlap(text: str | None) -> tuple[float, ...] | float | None:
-    if text is None:
-        return None
-    try:
-        shares = tuple(float(part) for part in str(text).split(","))
-    except ValueError:
-        raise UsageError(f"--overlap takes a share such as 0.25, or one for each axis, not '{text}'") from None
-    return shares if len(shares) > 1 else shares[0]
 
 
 def _progress(say: Say) -> Callable[[int, int], None]:

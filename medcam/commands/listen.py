@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from medcam.commands import Result, Say
-from medcam.commands.explain import _overlap, _window
 from medcam.commands.listen_options import add
 from medcam.commands.node_words import told
-from medcam.commands.send import _peer, _seconds
+from medcam.commands.parsing import overlap_shares, window_sides
+from medcam.commands.send import peer_of, seconds_of
 from medcam.errors import UsageError
 
 if TYPE_CHECKING:
@@ -47,7 +47,7 @@ def run(options: Namespace, say: Say) -> Result:
         from medcam.pacs.listening import listen
         from medcam.workers.local import local
 
-        engine = local(workers=1, limit_s=_seconds("--limit", options.limit, least=1.0), tries=2)
+        engine = local(workers=1, limit_s=seconds_of("--limit", options.limit, least=1.0), tries=2)
         with _stoppable(say) as stop:
             listen(settings, engine, stop=stop, say=say)
     except ModuleNotFoundError as error:
@@ -109,8 +109,8 @@ def _settings(options: Namespace, folder: Path) -> Settings:
     if not options.model:
         raise UsageError("--model is missing: name a bundle, a .pt2, weights with --factory, demo-mri or demo-cxr")
     settle_s, give_up_s = (
-        _seconds("--settle", options.settle, least=0.1),
-        _seconds("--give-up", options.give_up, least=0.1),
+        seconds_of("--settle", options.settle, least=0.1),
+        seconds_of("--give-up", options.give_up, least=0.1),
     )
     return Settings(
         folder=folder,
@@ -123,7 +123,7 @@ def _settings(options: Namespace, folder: Path) -> Settings:
         limits=_limits(options),
         pace=Pace(settle_s, max(settle_s, give_up_s)),
         forwarding=Forwarding(
-            _whole("--attempts", options.attempts, most=10_000), _seconds("--pause", options.pause, least=0.01)
+            _whole("--attempts", options.attempts, most=10_000), seconds_of("--pause", options.pause, least=0.01)
         ),
         secured=_secured(options),
         keep_days=_number("--keep", options.keep),
@@ -150,7 +150,7 @@ def _limits(options: Namespace) -> Limits:
         free_bytes=int(_number("--keep-free", options.keep_free) * _GIB),
         associations=_whole("--associations", options.associations, most=1000),
         per_minute=_whole("--rate", options.rate, most=1_000_000),
-        idle_s=_seconds("--idle", options.idle, least=1.0),
+        idle_s=seconds_of("--idle", options.idle, least=1.0),
     )
 
 
@@ -174,7 +174,7 @@ def _peers(options: Namespace) -> tuple[Peer, ...]:
         raise UsageError("--send-to is missing: dicom://AET@host:port, or the address of a DICOMweb service")
     calling = vars(options)["as"] or options.aet
     try:
-        found = tuple(_peer(Namespace(**{**vars(options), "to": each, "calling": calling})) for each in texts)
+        found = tuple(peer_of(Namespace(**{**vars(options), "to": each, "calling": calling})) for each in texts)
     except UsageError as error:
         raise UsageError(str(error).replace("--to ", "--send-to ")) from error
     if len({each.to.address for each in found}) < len(found):
@@ -197,7 +197,7 @@ def _explaining(options: Namespace) -> Explaining:
     same = ("target", "method", "output", "fuse", "flips", "seed", "score", "activation", "exact")
     how: dict[str, Any] = {name: getattr(options, name) for name in same}
     layers = options.layer.split(",") if options.layer and "," in options.layer else options.layer
-    how |= {"layer": layers, "window": _window(options.window), "overlap": _overlap(options.overlap)}
+    how |= {"layer": layers, "window": window_sides(options.window), "overlap": overlap_shares(options.overlap)}
     return Explaining(
         _whole_path(options.model), factory=options.factory, preprocessing=options.preprocessing, trust_code=options.trust_code,
         device=options.device, how=how, formats=options.formats, threshold=options.threshold,

@@ -80,3 +80,25 @@ def _image() -> argparse.ArgumentParser:
         "--regrid", action="store_true", help="interpolate tilted or uneven DICOM slices onto a regular grid"
     )
     return image
+
+
+def window_sides(text: str | None) -> tuple[int, ...] | int | None:
+    """Return the sides of a window; () for 'whole'."""
+    if text is None or text == "whole":
+        return None if text is None else ()
+    try:
+        sides = tuple(int(part) for part in str(text).replace("x", ",").split(","))
+    except ValueError:
+        raise UsageError(f"--window takes numbers of voxels, such as 96,96,96, or 'whole', not '{text}'") from None
+    return sides if len(sides) > 1 else sides[0]
+
+
+def overlap_shares(text: str | None) -> tuple[float, ...] | float | None:
+    """Return how much windows overlap; None where nothing was said."""
+    if text is None:
+        return None
+    try:
+        shares = tuple(float(part) for part in str(text).split(","))
+    except ValueError:
+        raise UsageError(f"--overlap takes a share such as 0.25, or one for each axis, not '{text}'") from None
+    return shares if len(shares) > 1 else shares[0]

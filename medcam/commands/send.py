@@ -80,8 +80,8 @@ def run(options: Namespace, say: Say) -> Result:
             return _status(spool, options)
         patience = Patience(
             attempts=_count(options.attempts),
-            first_wait_s=_seconds("--pause", options.pause, least=0.0),
-            commitment_s=_seconds("--commit-wait", options.commit_wait, least=0.1),
+            first_wait_s=seconds_of("--pause", options.pause, least=0.0),
+            commitment_s=seconds_of("--commit-wait", options.commit_wait, least=0.1),
         )
         return _resume(spool, options, patience, say) if options.resume else _send(spool, options, patience, say)
     except ModuleNotFoundError as error:
@@ -93,7 +93,7 @@ def _send(spool: Spool, options: Namespace, patience: Patience, say: Say) -> Res
     from medcam.pacs.instances import collect
     from medcam.pacs.sending import deliver
 
-    peer = _peer(options)
+    peer = peer_of(options)
     collected = collect([Path(path) for path in options.paths], several_patients=options.several_patients)
     for note in collected.notes:
         say(note)
@@ -154,7 +154,7 @@ def _known_peers(spool: Spool, options: Namespace) -> list[Peer]:
     known = list(spool.peers())
     if not options.to:
         return known
-    named = _peer(options)
+    named = peer_of(options)
     before = next((peer for peer in known if peer.to == named.to), None)
     if before is None:
         raise UsageError(f"the spool holds nothing for {named.to.address}; it knows {_listed(known)}")
@@ -168,7 +168,7 @@ def _listed(peers: Sequence[Peer]) -> str:
     return ", ".join(peer.to.address for peer in peers) or "no destination"
 
 
-def _peer(options: Namespace) -> Peer:
+def peer_of(options: Namespace) -> Peer:
     from medcam.pacs.peers import Node, Peer, TlsFiles, Web, aet, destination, tls_context
     from medcam.pacs.stow import credentials
 
@@ -194,7 +194,7 @@ def _peer(options: Namespace) -> Peer:
         calling=aet(options.calling or "MEDCAM"),
         # As absolute paths, so that --resume finds them from anywhere.
         tls=replace(files, **{each: _absolute(getattr(files, each)) for each in ("authority", "certificate", "key")}),
-        timeout_s=_seconds("--timeout", options.timeout, least=0.1),
+        timeout_s=seconds_of("--timeout", options.timeout, least=0.1),
         commitment_port=_port(options.commit_port or "11112") if options.commit or options.commit_port else None,
     )
 
@@ -248,7 +248,7 @@ def _table(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     return [*lines, *(f"{mark} {words}" for words, mark in shared.items())]
 
 
-def _seconds(option: str, text: str, *, least: float) -> float:
+def seconds_of(option: str, text: str, *, least: float) -> float:
     try:
         value = float(text)
     except ValueError:

@@ -7,8 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from medcam.commands import Result, Say
-from medcam.commands.explain import _overlap, _window
-from medcam.commands.parsing import Commands, command
+from medcam.commands.parsing import Commands, command, overlap_shares, window_sides
 from medcam.errors import UsageError
 
 if TYPE_CHECKING:
@@ -174,7 +173,7 @@ def _asked(options: Namespace) -> Asked:
     settings = Settings(least_lesion=options.least_lesion, draws=options.chance, seed=options.seed, **given)
     names = ("layer", "target", "method", "score", "activation", "output", "flips", "exact", "seed", "device")
     explaining = {name: getattr(options, name) for name in names}
-    explaining |= {"window": _window(options.window), "overlap": _overlap(options.overlap)}
+    explaining |= {"window": window_sides(options.window), "overlap": overlap_shares(options.overlap)}
     size = _numbers("--drawn-on", options.drawn_on) if options.drawn_on else ()
     if options.drawn_on and len(size) != 2:
         raise UsageError(f"--drawn-on takes a width and a height, such as 1024,1024, not '{options.drawn_on}'")
