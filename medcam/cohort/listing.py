@@ -109,6 +109,8 @@ def _of_folder(root: Path, volume: int | None) -> Cases:
     others = set(files) - set(plain)
     archived = series_among(path for path in files if path in others and not _is_second(path))
     series, notes = _explainable(archived, volume)
+    zips = sum(path.suffix.lower() == ".zip" for path in files)
+    notes += (f"Zip archives were left out: {zips}. Unpack them, or name them in a table.",) if zips else ()
     cases = [_of_series(one, volume) for one in series]
     names = {path: "/".join(without_ending(path.relative_to(root))) for path in plain}
     twice = Counter(names.values())

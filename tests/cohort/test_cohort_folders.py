@@ -215,3 +215,13 @@ def test_no_two_cases_go_to_one_spot(tmp_path: Path) -> None:
     assert alone["a" * 16] == Spot("heatmaps", "x-Scan_gradcam++")
     with pytest.raises(UsageError, match="a layout is one of"):
         spots(named, layout="round", root=tmp_path, method="")
+
+
+def test_a_zip_in_a_folder_is_told_and_not_passed_over_in_silence(tmp_path: Path) -> None:
+    (tmp_path / "b.zip").write_bytes(b"PK")
+    with pytest.raises(InputError, match=r"Zip archives were left out: 1\. Unpack them, or name them in a table"):
+        cases_in(tmp_path, with_model=True)
+    (tmp_path / "a.nii.gz").write_bytes(b"x")
+    assert cases_in(tmp_path, with_model=True).notes == (
+        "Zip archives were left out: 1. Unpack them, or name them in a table.",
+    )
